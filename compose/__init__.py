@@ -1,0 +1,1 @@
+"""How Taskyard is deployed; embedded Kafka and Valkey for a laptop."""

@@ -1,0 +1,1 @@
+"""Publish tasks to Kafka."""

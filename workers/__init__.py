@@ -1,0 +1,1 @@
+"""The worker SDK: register an instance, read its queue, run handlers, finish."""
