@@ -43,8 +43,8 @@ format: dev ## mend what lint can mend by itself
 	@$(BIN)/ruff format $(wildcard $(SOURCES))
 
 types: dev ## the type checker, strict
-	@echo "==> basedpyright"
-	@$(BIN)/basedpyright
+	@echo "==> pyright"
+	@$(BIN)/pyright
 
 bench-smoke: dev ## a short run of the benchmarks: do they work, not how fast
 	@$(BIN)/python -m bench --smoke
