@@ -28,7 +28,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1 \2/p' Makefile | while read -r name what; do printf '  %-12s %s\n' "$$name" "$$what"; done
 
 demo: run ## the main job, live in the terminal: make demo SECONDS=20 ARGS="..."
-	@$(BIN)/taskyard demo $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
+	@exec $(BIN)/taskyard demo $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
 test: dev ## every test; starts the services it needs: make test ARGS="-k codec"
 	@$(BIN)/python -m pytest $(ARGS)

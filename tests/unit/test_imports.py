@@ -163,6 +163,7 @@ def test_each_public_name_can_be_loaded_and_is_listed() -> None:
     loaded = {name: getattr(taskyard, name) for name in names}
 
     assert dir(taskyard) == sorted(taskyard.__all__)
+    assert set(vars(taskyard)["_HOME"]) == set(names)
     assert all(value.__module__.startswith("taskyard.") for value in loaded.values())
 
 
