@@ -21,7 +21,7 @@ COMPILE = $(STAMPS)/uv/bin/uv pip compile --quiet --universal --python-version 3
 # The folders that are checked; `taskyard/` holds only links to five of them.
 SOURCES = schemas producers dispatcher workers compose taskyard/__init__.py tests bench
 
-.PHONY: help demo test lint format types bench-smoke lock clean run dev
+.PHONY: help run dev demo test lint format types bench-smoke lock clean
 
 help: ## list the targets
 	@echo "make TARGET, with TARGET one of"
@@ -62,8 +62,10 @@ clean: ## remove the environment and everything the tools left behind
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment. A stamp is newer than what it was made from, so a second start does no work.
-run: $(STAMPS)/run
-dev: $(STAMPS)/dev
+# The tree itself is installed last: its build needs what the lock files bring.
+.NOTPARALLEL:
+run: $(STAMPS)/run $(STAMPS)/tree
+dev: $(STAMPS)/dev $(STAMPS)/tree
 
 $(STAMPS)/python:
 	@command -v $(PYTHON) >/dev/null 2>&1 || { \
@@ -76,13 +78,18 @@ $(STAMPS)/python:
 	@$(PYTHON) -m venv --clear $(VENV)
 	@mkdir -p $(STAMPS) && touch $@
 
-$(STAMPS)/run: $(STAMPS)/python requirements/run.txt pyproject.toml
+$(STAMPS)/run: $(STAMPS)/python requirements/run.txt
 	@echo "==> installing what running needs (requirements/run.txt)"
 	@$(LOCKED) --requirement requirements/run.txt
-	@$(INSTALL) --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(STAMPS)/dev: $(STAMPS)/run requirements/dev.txt
+# All of run.txt is in dev.txt, in the same versions.
+$(STAMPS)/dev: $(STAMPS)/python requirements/dev.txt
 	@echo "==> installing what testing needs (requirements/dev.txt)"
 	@$(LOCKED) --requirement requirements/dev.txt
+	@touch $(STAMPS)/run $@
+
+$(STAMPS)/tree: $(STAMPS)/python pyproject.toml
+	@echo "==> installing this tree"
+	@$(INSTALL) --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
