@@ -101,8 +101,7 @@ class Kafka(Server):
 
     def is_ready(self) -> bool:
         """Whether the node lists itself as a broker of our own cluster, not of another one on the port."""
-        with socket.create_connection(("127.0.0.1", self.port), _SOCKET_TIMEOUT_S) as connection:
-            brokers, cluster = _metadata(connection)
+        brokers, cluster = _metadata(self.port)
         return brokers > 0 and f"cluster.id={cluster}" in (self._data / "meta.properties").read_text()
 
 
@@ -165,13 +164,19 @@ def _template(java: Path, classpath: str) -> Path:
     return template
 
 
-def _metadata(connection: socket.socket) -> tuple[int, str]:
+def answers(port: int) -> bool:
+    """Whether any Kafka node on that port of 127.0.0.1 knows of a broker. Raises OSError if nothing listens."""
+    return _metadata(port)[0] > 0
+
+
+def _metadata(port: int) -> tuple[int, str]:
     """Ask for the brokers, no topics: the number of brokers and the cluster's id. Raises OSError if it hangs up."""
     client = b"taskyard"
     request = struct.pack(f">hhih{len(client)}si", _METADATA, _METADATA_VERSION, 1, len(client), client, 0)
-    connection.sendall(struct.pack(">i", len(request)) + request)
-    (size,) = struct.unpack(">i", _exactly(connection, 4))
-    answer = _exactly(connection, size)
+    with socket.create_connection(("127.0.0.1", port), _SOCKET_TIMEOUT_S) as connection:
+        connection.sendall(struct.pack(">i", len(request)) + request)
+        (size,) = struct.unpack(">i", _exactly(connection, 4))
+        answer = _exactly(connection, size)
     (brokers,) = struct.unpack_from(">i", answer, 4)
     at = 8
     for _ in range(brokers):
