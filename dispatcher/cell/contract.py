@@ -1,0 +1,354 @@
+"""The cell's contract: what the live state promises to the dispatcher's loops and to the workers.
+
+Two implementations keep it, shown by one suite (tests/contract): `redis.RedisCell` over the function library in
+`library/`, and `twin.TwinCell` in memory. Expected refusals are values; only a server that does not answer raises
+(DependencyError). All times are the server's, Unix ms.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+from taskyard.schemas.entry import Entry
+
+Incarnation = str
+"""A partition of one life of a topic: `<topic id>:<partition>`. A re-created topic has another id."""
+
+
+class CellConfig(NamedTuple):
+    """What the cell itself must know. Every dispatcher of a cell is given the same."""
+
+    headroom_permille: int = 50
+    parked_limit: int = 1_000_000
+    parked_bytes_limit: int = 4 << 30
+    outbox_limit: int = 1_000_000
+    retry_base_ms: int = 1_000
+    retry_cap_ms: int = 60_000
+    unknown_type_age_ms: int = 3_600_000
+    parked_age_ms: int = 86_400_000
+    done_limit: int = 500_000
+    done_age_ms: int = 600_000
+
+
+class Range(NamedTuple):
+    """Records [start, end) of one partition."""
+
+    partition: Incarnation
+    start: int
+    end: int
+
+
+class Planned(NamedTuple):
+    """One task of a batch. shape and candidates index `Batch.shapes` and `Batch.instances`; at most 3 candidates."""
+
+    id: str
+    shape: int
+    candidates: tuple[int, ...]
+    key_ms: float
+    entry: bytes
+
+
+class Batch(NamedTuple):
+    """What one apply call brings: at most MAX_BATCH tasks, in order of their keys.
+
+    instances: (id, tag), the tag being the first four characters of the epoch that the plan saw.
+    refused: encoded DeadLetter of each record that could not be read; they take effect with the offsets.
+    parked_share: the share of the park's bounds that this priority may fill, 0 to 1.
+    """
+
+    ranges: Sequence[Range]
+    instances: Sequence[tuple[str, str]]
+    shapes: Sequence[str]
+    tasks: Sequence[Planned]
+    refused: Sequence[bytes] = ()
+    parked_share: float = 1.0
+
+
+MAX_BATCH = 2_000
+
+
+class Applied(NamedTuple):
+    """The batch took effect.
+
+    results: per task one byte: `1` `2` `3` placed on that candidate, `o` on another open instance, `p` parked,
+    `k` skipped because the cell already knew the id.
+    """
+
+    results: bytes
+    parked: int
+    outbox: int
+    now_ms: int
+
+
+class Fenced(NamedTuple):
+    """Refused, nothing changed: some range does not start where its partition stands. Seek to `applied`."""
+
+    applied: dict[Incarnation, int]
+
+
+class Full(NamedTuple):
+    """Refused, nothing changed: the park or the outbox is at its bound. Pause this priority."""
+
+    parked: int
+    parked_bytes: int
+    outbox: int
+
+
+class Registration(NamedTuple):
+    """What an instance offers. capacity always has `slots`; profile is shown, never interpreted."""
+
+    types: tuple[str, ...]
+    capacity: Mapping[str, int]
+    labels: Mapping[str, str]
+    lease_ms: int = 10_000
+    profile: Mapping[str, str] = {}
+
+
+class Registered(NamedTuple):
+    """The epoch is the current one. cursor: read the queue from there."""
+
+    generation: str
+    now_ms: int
+    cursor: str
+
+
+class Evicting(NamedTuple):
+    """Not yet: `left` entries of the former registration are still being taken back. Call again."""
+
+    left: int
+
+
+class Refused(NamedTuple):
+    """The caller's epoch is not current (`stale`), or the instance is not registered (`unknown`)."""
+
+    why: Literal["stale", "unknown"]
+
+
+class Report(NamedTuple):
+    """What a beat tells: the stream id read up to, and what the instance measures, each 0 to 1000."""
+
+    cursor: str
+    cpu_permille: int = 0
+    memory_permille: int = 0
+    errors_permille: int = 0
+
+
+class Beaten(NamedTuple):
+    """The lease is renewed. A generation that differs from the registration's asks for `resync`.
+
+    reason: why the instance is cordoned; empty if it is open. recalled: the newest stream id that was recalled; an
+    entry up to it that has not started must not start.
+    """
+
+    generation: str
+    now_ms: int
+    reason: str
+    recalled: str
+
+
+class Delivery(NamedTuple):
+    """One entry read from an instance's queue."""
+
+    instance: str
+    stream_id: str
+    entry: bytes
+
+
+class Ending(NamedTuple):
+    """How one attempt ended, as the worker says it.
+
+    how: `succeeded` (detail: the encoded Outcome), `retry` (detail: the cause; delay_ms below 0: the cell's backoff),
+    `gave_up` (detail: the cause; dead letter at once), `unstarted` (given back; the attempt does not count).
+    """
+
+    task_id: str
+    stream_id: str
+    attempt: int
+    how: Literal["succeeded", "retry", "gave_up", "unstarted"]
+    detail: bytes
+    delay_ms: int = -1
+
+
+class Finished(NamedTuple):
+    """Per ending True if it counted, False if the task was no longer this instance's (`gone`). pulled: parked tasks that came."""
+
+    accepted: tuple[bool, ...]
+    pulled: int
+
+
+class Running(NamedTuple):
+    """A task that a worker runs, as it tells `resync`."""
+
+    task_id: str
+    stream_id: str
+    attempt: int
+    entry: bytes
+
+
+class Resynced(NamedTuple):
+    """Per running task its stream id from now on, or None: stop it, another has it or it is finished."""
+
+    generation: str
+    stream_ids: tuple[str | None, ...]
+
+
+class Level(NamedTuple):
+    """How full the cell is, in tasks and bytes."""
+
+    parked: int
+    parked_bytes: int
+    later: int
+    outbox: int
+    instances: int
+    now_ms: int
+
+
+class InstanceView(NamedTuple):
+    """One instance as the cell has it. free and capacity: resource name -> units. used = capacity - free.
+
+    state: `open`, `cordoned` or `held`. headroom: slots that only critical tasks may take. *_permille: as last reported.
+    """
+
+    id: str
+    tag: str
+    epoch: str
+    types: tuple[str, ...]
+    capacity: dict[str, int]
+    free: dict[str, int]
+    labels: dict[str, str]
+    profile: dict[str, str]
+    state: Literal["open", "cordoned", "held"]
+    reason: str
+    headroom: int
+    cursor: str
+    cpu_permille: int
+    memory_permille: int
+    errors_permille: int
+    lease_until_ms: int
+    registered_ms: int
+
+
+class Vector(NamedTuple):
+    """The part of an instance that changes with every placement: read often, for all instances at once.
+
+    free: units in the order of `Fleet.resources`.
+    """
+
+    tag: str
+    state: Literal["open", "cordoned", "held"]
+    headroom: int
+    free: tuple[int, ...]
+
+
+class ShapeView(NamedTuple):
+    """Parked tasks of one shape: how many, and the key of the first."""
+
+    shape: str
+    parked: int
+    head_key_ms: float
+    instances: int
+
+
+class Place(NamedTuple):
+    """Where a task is.
+
+    state: `queued`, `parked`, `later`, `finished` or `dead`. at: stream id, order key or due time, by state.
+    via: `1` to `3` candidate of the plan, `o` open set, `u` pulled by a finish, `g` by a registration, `s` settle,
+    `d` due, `e` evicted, `r` resync.
+    """
+
+    state: Literal["queued", "parked", "later", "finished", "dead"]
+    at: str
+    attempt: int
+    instance: str
+    shape: str
+    via: str
+    entry: Entry | None
+
+
+class Outgoing(NamedTuple):
+    """One entry of the outbox. kind: `outcome` (body: encoded Outcome), `dead` (body: the entry), `refused` (body: encoded DeadLetter)."""
+
+    stream_id: str
+    kind: Literal["outcome", "dead", "refused"]
+    body: bytes
+    reason: str = ""
+    cause: str = ""
+    instance: str = ""
+
+
+class Drift(NamedTuple):
+    """What the audit of one instance found: used by its vector less the sum over its stream, per resource, and entries
+    without a place or with another's."""
+
+    instance: str
+    used: dict[str, int]
+    misplaced: int
+
+
+class WorkerCell(Protocol):
+    """What a worker needs: a lease, its queue, and the ends of its tasks."""
+
+    async def register(self, instance: str, epoch: str, registration: Registration) -> Registered | Evicting: ...
+    async def beat(self, instance: str, epoch: str, report: Report) -> Beaten | Refused: ...
+    async def read(self, cursors: Mapping[str, str], *, count: int, block_ms: int) -> list[Delivery]: ...
+    async def finish(
+        self, instance: str, epoch: str, generation: str, endings: Sequence[Ending]
+    ) -> Finished | Refused: ...
+    async def resync(self, instance: str, epoch: str, running: Sequence[Running]) -> Resynced | Refused: ...
+    async def close_instance(self, instance: str, epoch: str, reason: str) -> bool:
+        """Quiet: nothing more is placed or pulled onto it. False if the epoch is not current."""
+        ...
+
+    async def leave(self, instance: str, epoch: str) -> Evicting | Refused:
+        """Unregister. What is still on its queue is taken back as by evict; Evicting(0) means gone."""
+        ...
+
+
+class DispatcherCell(Protocol):
+    """What the dispatcher's loops need. Every call may be repeated; each is bounded by its `limit`."""
+
+    async def open(self, config: CellConfig) -> str:
+        """Load the library, store the config, return the generation (a new one if the server's run id changed)."""
+        ...
+
+    async def applied(self, partitions: Sequence[Incarnation]) -> dict[Incarnation, int]: ...
+    async def apply(self, batch: Batch) -> Applied | Fenced | Full: ...
+    async def evict(self, *, limit: int) -> tuple[str, int] | None:
+        """Take back up to `limit` entries of one instance whose lease ran out: (instance, entries left), None if no lease has."""
+        ...
+
+    async def recall(self, instances: Sequence[str], *, min_age_ms: int, limit: int) -> int:
+        """Take back entries that instances which beat have not read for min_age_ms, and cordon those instances."""
+        ...
+
+    async def settle(self, *, limit: int) -> int: ...
+    async def due(self, *, limit: int) -> int: ...
+    async def expire(self, *, limit: int) -> int: ...
+    async def hold(self, shape: str, instance: str) -> bool:
+        """Keep `instance` for the first task of `shape`. False if either is held already or nothing of it is parked."""
+        ...
+
+    async def cordon(self, instance: str, reason: str) -> bool:
+        """Close the instance for a reason; with an empty reason open it again (which pulls)."""
+        ...
+
+    async def lease(self, name: str, owner: str, *, ttl_ms: int) -> bool:
+        """Take or renew the named lease (`tick`, `relay`). True if `owner` has it now. ttl_ms 0 gives it back."""
+        ...
+
+    async def outbox(self, *, count: int) -> list[Outgoing]: ...
+    async def trim(self, stream_ids: Sequence[str]) -> int: ...
+
+
+class FleetView(Protocol):
+    """Reading for the dispatcher's plan and for ops. Nothing here changes state."""
+
+    async def level(self) -> Level: ...
+    async def resources(self) -> tuple[str, ...]: ...
+    async def instances(self) -> list[InstanceView]: ...
+    async def vectors(self) -> dict[str, Vector]: ...
+    async def shapes(self) -> list[ShapeView]: ...
+    async def find(self, task_id: str) -> Place | None: ...
+    async def queue(self, instance: str, *, count: int) -> list[Delivery]: ...
+    async def parked(self, shape: str, *, count: int) -> list[Entry]: ...
+    async def audit(self, instance: str) -> Drift: ...
