@@ -1,8 +1,8 @@
 """The cell's contract: what the live state promises to the dispatcher's loops and to the workers.
 
 Two implementations keep it, shown by one suite (tests/contract): `redis.RedisCell` over the function library in
-`library/`, and `twin.TwinCell` in memory. Expected refusals are values; only a server that does not answer raises
-(DependencyError). All times are the server's, Unix ms.
+`library/` with `view.RedisView`, and `twin.TwinCell` in memory. Expected refusals are values; only a server that does
+not answer raises (DependencyError). All times are the server's, Unix ms.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,12 +38,13 @@ class Range(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """One task of a batch. shape and candidates index `Batch.shapes` and `Batch.instances`; at most 3 candidates."""
+    """One task of a batch. shape and candidates index `Batch.shapes` and `Batch.instances`; at most 3 candidates.
 
-    id: str
+    entry: encoded by `schemas.entry`; its id, key and deadline are the task's.
+    """
+
     shape: int
     candidates: tuple[int, ...]
-    key_ms: float
     entry: bytes
 
 
@@ -52,7 +53,7 @@ class Batch(NamedTuple):
 
     instances: (id, tag), the tag being the first four characters of the epoch that the plan saw.
     refused: encoded DeadLetter of each record that could not be read; they take effect with the offsets.
-    parked_share: the share of the park's bounds that this priority may fill, 0 to 1.
+    parked_permille: the share of the park's bounds that this priority may fill.
     """
 
     ranges: Sequence[Range]
@@ -60,20 +61,23 @@ class Batch(NamedTuple):
     shapes: Sequence[str]
     tasks: Sequence[Planned]
     refused: Sequence[bytes] = ()
-    parked_share: float = 1.0
+    parked_permille: int = 1000
 
 
 MAX_BATCH = 2_000
+
+State = Literal["open", "cordoned", "held"]
+"""Of an instance: whether something may be placed on it; `held` for one shape only."""
 
 
 class Applied(NamedTuple):
     """The batch took effect.
 
-    results: per task one byte: `1` `2` `3` placed on that candidate, `o` on another open instance, `p` parked,
+    results: per task one character: `1` `2` `3` placed on that candidate, `o` on another open instance, `p` parked,
     `k` skipped because the cell already knew the id.
     """
 
-    results: bytes
+    results: str
     parked: int
     outbox: int
     now_ms: int
@@ -124,12 +128,18 @@ class Refused(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a beat tells: the stream id read up to, and what the instance measures, each 0 to 1000."""
+    """What a beat tells: the stream id read up to, and what the instance measures, each 0 to 1000.
+
+    running: tasks on the instance per agent type, in the order of the registration's types.
+    progress: what handlers last said of themselves, task id -> text.
+    """
 
     cursor: str
     cpu_permille: int = 0
     memory_permille: int = 0
     errors_permille: int = 0
+    running: tuple[int, ...] = ()
+    progress: Mapping[str, str] = {}
 
 
 class Beaten(NamedTuple):
@@ -169,7 +179,10 @@ class Ending(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """Per ending True if it counted, False if the task was no longer this instance's (`gone`). pulled: parked tasks that came."""
+    """accepted: per ending whether it counted; False if the task was no longer this instance's.
+
+    pulled: parked tasks that came onto the queue in the same call.
+    """
 
     accepted: tuple[bool, ...]
     pulled: int
@@ -205,7 +218,7 @@ class Level(NamedTuple):
 class InstanceView(NamedTuple):
     """One instance as the cell has it. free and capacity: resource name -> units. used = capacity - free.
 
-    state: `open`, `cordoned` or `held`. headroom: slots that only critical tasks may take. *_permille: as last reported.
+    state: `open`, `cordoned` or `held`. headroom: slots that only critical tasks may take. reported: its last beat's.
     """
 
     id: str
@@ -216,13 +229,11 @@ class InstanceView(NamedTuple):
     free: dict[str, int]
     labels: dict[str, str]
     profile: dict[str, str]
-    state: Literal["open", "cordoned", "held"]
+    state: State
     reason: str
     headroom: int
-    cursor: str
-    cpu_permille: int
-    memory_permille: int
-    errors_permille: int
+    reported: Report
+    reported_ms: int
     lease_until_ms: int
     registered_ms: int
 
@@ -234,7 +245,7 @@ class Vector(NamedTuple):
     """
 
     tag: str
-    state: Literal["open", "cordoned", "held"]
+    state: State
     headroom: int
     free: tuple[int, ...]
 
@@ -251,7 +262,7 @@ class ShapeView(NamedTuple):
 class Place(NamedTuple):
     """Where a task is.
 
-    state: `queued`, `parked`, `later`, `finished` or `dead`. at: stream id, order key or due time, by state.
+    state: `queued`, `parked`, `later`, `finished` or `dead`. at: stream id, order key or a Unix time in ms, by state.
     via: `1` to `3` candidate of the plan, `o` open set, `u` pulled by a finish, `g` by a registration, `s` settle,
     `d` due, `e` evicted, `r` resync.
     """
@@ -266,7 +277,10 @@ class Place(NamedTuple):
 
 
 class Outgoing(NamedTuple):
-    """One entry of the outbox. kind: `outcome` (body: encoded Outcome), `dead` (body: the entry), `refused` (body: encoded DeadLetter)."""
+    """One entry of the outbox.
+
+    kind: `outcome` (body: encoded Outcome), `dead` (body: the entry), `refused` (body: encoded DeadLetter).
+    """
 
     stream_id: str
     kind: Literal["outcome", "dead", "refused"]
@@ -291,9 +305,7 @@ class WorkerCell(Protocol):
     async def register(self, instance: str, epoch: str, registration: Registration) -> Registered | Evicting: ...
     async def beat(self, instance: str, epoch: str, report: Report) -> Beaten | Refused: ...
     async def read(self, cursors: Mapping[str, str], *, count: int, block_ms: int) -> list[Delivery]: ...
-    async def finish(
-        self, instance: str, epoch: str, generation: str, endings: Sequence[Ending]
-    ) -> Finished | Refused: ...
+    async def finish(self, instance: str, epoch: str, endings: Sequence[Ending]) -> Finished | Refused: ...
     async def resync(self, instance: str, epoch: str, running: Sequence[Running]) -> Resynced | Refused: ...
     async def close_instance(self, instance: str, epoch: str, reason: str) -> bool:
         """Quiet: nothing more is placed or pulled onto it. False if the epoch is not current."""
@@ -308,22 +320,31 @@ class DispatcherCell(Protocol):
     """What the dispatcher's loops need. Every call may be repeated; each is bounded by its `limit`."""
 
     async def open(self, config: CellConfig) -> str:
-        """Load the library, store the config, return the generation (a new one if the server's run id changed)."""
+        """Load the library, store the config, return the generation (a new one if the server has another run id)."""
         ...
 
     async def applied(self, partitions: Sequence[Incarnation]) -> dict[Incarnation, int]: ...
     async def apply(self, batch: Batch) -> Applied | Fenced | Full: ...
     async def evict(self, *, limit: int) -> tuple[str, int] | None:
-        """Take back up to `limit` entries of one instance whose lease ran out: (instance, entries left), None if no lease has."""
+        """Take back up to `limit` entries of an instance whose lease ran out: (instance, entries left), or None."""
         ...
 
     async def recall(self, instances: Sequence[str], *, min_age_ms: int, limit: int) -> int:
         """Take back entries that instances which beat have not read for min_age_ms, and cordon those instances."""
         ...
 
-    async def settle(self, *, limit: int) -> int: ...
-    async def due(self, *, limit: int) -> int: ...
-    async def expire(self, *, limit: int) -> int: ...
+    async def settle(self, instances: Sequence[str], *, limit: int) -> int:
+        """Each of these instances pulls what fits. Returns how many tasks were placed, at most `limit`."""
+        ...
+
+    async def due(self, *, limit: int) -> int:
+        """Place or park the tasks whose backoff is over. Returns how many."""
+        ...
+
+    async def expire(self, *, limit: int) -> int:
+        """Dead-letter parked tasks past their deadline or the age allowed. Returns how many."""
+        ...
+
     async def hold(self, shape: str, instance: str) -> bool:
         """Keep `instance` for the first task of `shape`. False if either is held already or nothing of it is parked."""
         ...

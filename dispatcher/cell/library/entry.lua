@@ -1,6 +1,6 @@
 -- The entry, as schemas/entry.py lays it out. Only its head is ever read or rewritten here.
 
-local MAX_CAUSES_BYTES = 2048
+local MAX_CAUSES_BYTES = 2048 -- the newest causes that fit; older lines are dropped
 local MAX_CAUSE_BYTES = 400
 
 local function id_of(entry)

@@ -4,11 +4,13 @@
 -- key              type    meaning
 -- :meta            hash    generation, run_id and the cell's settings (recovery.lua)
 -- :applied         hash    topic incarnation:partition -> offset up to which records have been applied
--- :inst            hash    instance -> MessagePack {epoch, types, capacity, labels, lease_ms, reason, profile}
+-- :inst            hash    instance -> f64 registered, MessagePack [epoch, types, capacity, labels, lease_ms, profile]
+-- :closed          hash    instance -> why nothing is placed on it; no field: open or held
+-- :recalled        hash    instance -> newest stream id that was recalled from it
 -- :free            hash    instance -> packed tag, flag, headroom and free vector (vector.lua)
 -- :res             hash    resource name -> index in every vector; slots is 1; append-only
 -- :lease           zset    instance -> when its registration expires
--- :report          hash    instance -> MessagePack {cursor, cpu_permille, memory_permille, errors_permille, at}
+-- :report          hash    instance -> f64 when, MessagePack [cursor, cpu, memory, errors (permille), running, progress]
 -- :serving         hash    agent type -> number of registered instances
 -- :open:<type>     set     instances that serve the type, are not closed and have a free slot
 -- :q:<instance>    stream  its queue and the ledger of its reservations: one field e = the entry
@@ -22,11 +24,13 @@
 -- :hold :held      hash    shape -> instance held for it, and back
 -- :out             stream  outbox: r = outcome | d, c, i, e = reason, cause, instance, entry of a dead one | p = refused record
 -- :stats           hash    parked, parked_bytes, later
+-- :lock:<name>     string  owner of a lease among the dispatchers (tick, relay)
 --
 -- Rules of every function: read and check first; then writes that cannot fail; loops are bounded by an argument.
 -- A `call` (the table c) carries what one function call has read, so that each thing is read and written once.
 
 local MAX_RESOURCES = 16
+local UNREAD = 'not reading' -- why an instance that beats but does not read is closed
 
 local function begin(keys)
   local time = redis.call('TIME')
@@ -34,7 +38,7 @@ local function begin(keys)
     root = keys[1],
     now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000),
     usec = tonumber(time[2]),
-    free = {}, before = {}, dirty = {}, inst = {}, shapes = {},
+    free = {}, before = {}, dirty = {}, inst = {}, held = {}, shapes = {},
     where = {}, forget = {}, done = {}, parked = 0, parked_bytes = 0, later = 0,
   }
 end
@@ -43,7 +47,14 @@ local function key(c, suffix)
   return c.root .. suffix
 end
 
-local function setting(c, name)
+-- Settings of a cell that nobody has opened yet; `open` stores the real ones.
+local DEFAULTS = {
+  headroom_permille = 50, parked_limit = 1000000, parked_bytes_limit = 4294967296, outbox_limit = 1000000,
+  retry_base_ms = 1000, retry_cap_ms = 60000, unknown_type_age_ms = 3600000, parked_age_ms = 86400000,
+  done_limit = 500000, done_age_ms = 600000,
+}
+
+local function meta(c, name)
   if not c.meta then
     c.meta = {}
     local flat = redis.call('HGETALL', key(c, ':meta'))
@@ -52,10 +63,22 @@ local function setting(c, name)
   return c.meta[name]
 end
 
-local function split(text, separator)
-  local parts = {}
-  for part in string.gmatch(text, '[^' .. separator .. ']+') do parts[#parts + 1] = part end
-  return parts
+local function setting(c, name)
+  return tonumber(meta(c, name)) or DEFAULTS[name]
+end
+
+-- A number as text that reads back as the same double; times and offsets without a point.
+local function number(value)
+  return string.format('%.17g', value)
+end
+
+-- Whether stream id a comes no later than b. Ids are `ms-seq`; ms alone means sequence 0.
+local function is_up_to(a, b)
+  local a_ms, a_seq = string.match(a, '^(%d+)%-?(%d*)$')
+  local b_ms, b_seq = string.match(b, '^(%d+)%-?(%d*)$')
+  a_ms, b_ms = tonumber(a_ms) or 0, tonumber(b_ms) or 0
+  if a_ms ~= b_ms then return a_ms < b_ms end
+  return (tonumber(a_seq) or 0) <= (tonumber(b_seq) or 0)
 end
 
 local function pairs_of(text)

@@ -2,22 +2,7 @@
 
 local MAX_SHAPES_SCANNED = 32 -- heads of one agent type that one pull looks at
 local OPEN_TRIES = 8 -- members of an open set that one placement tries
-
-local function place(c, instance, f, shape, entry, id, attempt, via)
-  take(c, instance, f, shape)
-  local stream_id = redis.call('XADD', key(c, ':q:' .. instance), '*', 'e', entry)
-  c.where[id] = 'q|' .. via .. '|' .. stream_id .. '|' .. attempt .. '|' .. instance .. '|' .. shape.text
-  if f[2] == HELD then -- the hold has served its shape
-    f[2] = OPEN
-    redis.call('HDEL', key(c, ':held'), instance)
-    redis.call('HDEL', key(c, ':hold'), shape.text)
-  end
-  return stream_id
-end
-
-local function number(value)
-  return string.format('%.17g', value)
-end
+local MAX_UNSTARTED = 3 -- how often a task may come back unstarted for free
 
 local function park(c, shape, entry, id, attempt, order_key, deadline)
   redis.call('ZADD', key(c, ':park:' .. shape.text), number(order_key), entry)
@@ -29,6 +14,25 @@ local function park(c, shape, entry, id, attempt, order_key, deadline)
   c.parked_bytes = c.parked_bytes + #entry
 end
 
+-- End the hold of an instance for a shape.
+local function release(c, shape_text, instance)
+  redis.call('HDEL', key(c, ':hold'), shape_text)
+  redis.call('HDEL', key(c, ':held'), instance)
+  c.held[instance] = false
+  local f = free_of(c, instance)
+  if f and f[2] == HELD then
+    f[2] = OPEN
+    c.dirty[instance] = true
+  end
+end
+
+local function place(c, instance, f, shape, entry, id, attempt, via)
+  take(c, instance, f, shape)
+  local stream_id = redis.call('XADD', key(c, ':q:' .. instance), '*', 'e', entry)
+  c.where[id] = 'q|' .. via .. '|' .. stream_id .. '|' .. attempt .. '|' .. instance .. '|' .. shape.text
+  if f[2] == HELD then release(c, shape.text, instance) end -- the hold has served its shape
+end
+
 -- Keep the index of heads true after entries have left the park of a shape.
 local function refresh_head(c, shape)
   local heads = key(c, ':heads:' .. shape.type)
@@ -38,12 +42,9 @@ local function refresh_head(c, shape)
   else
     redis.call('ZREM', heads, shape.text)
     if redis.call('EXISTS', heads) == 0 then redis.call('SREM', key(c, ':waiting'), shape.type) end
-    local held = redis.call('HGET', key(c, ':hold'), shape.text)
-    if held then -- nothing is left to hold the instance for
-      redis.call('HDEL', key(c, ':hold'), shape.text)
-      redis.call('HDEL', key(c, ':held'), held)
-      local f = free_of(c, held)
-      if f and f[2] == HELD then f[2] = OPEN; c.dirty[held] = true end
+    local instance = redis.call('HGET', key(c, ':hold'), shape.text)
+    if instance then -- nothing is left to hold it for
+      release(c, shape.text, instance)
     end
   end
 end
@@ -61,22 +62,36 @@ local function dead(c, entry, id, attempt, reason, cause, instance)
   c.done[id] = 'd|' .. instance .. '|' .. attempt .. '|' .. string.format('%.0f', c.now)
 end
 
+-- Whether a parked task of the shape goes before one with this key.
+local function is_behind(c, shape, order_key)
+  local head = redis.call('ZSCORE', key(c, ':heads:' .. shape.type), shape.text)
+  return head and tonumber(head) <= order_key
+end
+
+-- Some instance of the shape's open set that fits; tries a bounded number.
+local function any_open(c, shape)
+  for _, instance in ipairs(redis.call('SRANDMEMBER', key(c, ':open:' .. shape.type), OPEN_TRIES)) do
+    local f = free_of(c, instance)
+    if f and fits(c, instance, f, shape) and has_labels(c, instance, shape) then return instance, f end
+  end
+  return nil
+end
+
 -- Place the entry on an instance of the open set, else park it. Used where no plan was made: due, evict, recall.
 local function place_or_park(c, entry, via)
   local head = read_head(entry)
   local shape = shape_of(c, head.shape)
-  local parked_before = redis.call('ZSCORE', key(c, ':heads:' .. shape.type), shape.text)
-  if not parked_before or tonumber(parked_before) > head.key then
-    for _, instance in ipairs(redis.call('SRANDMEMBER', key(c, ':open:' .. shape.type), OPEN_TRIES)) do
-      local f = free_of(c, instance)
-      if f and fits(c, instance, f, shape) and has_labels(c, instance, shape) then
-        place(c, instance, f, shape, entry, head.id, head.attempt, via)
-        return true
-      end
-    end
+  if head.deadline > 0 and head.deadline < c.now then
+    dead(c, entry, head.id, head.attempt, 'deadline', 'its deadline passed before it was placed', '')
+    return
   end
-  park(c, shape, entry, head.id, head.attempt, head.key, head.deadline)
-  return false
+  local instance, f
+  if not is_behind(c, shape, head.key) then instance, f = any_open(c, shape) end
+  if instance then
+    place(c, instance, f, shape, entry, head.id, head.attempt, via)
+  else
+    park(c, shape, entry, head.id, head.attempt, head.key, head.deadline)
+  end
 end
 
 local function pop(c, instance, f, shape, via)
@@ -133,6 +148,17 @@ local function bump(c, field, by)
   if by ~= 0 then redis.call('HINCRBY', key(c, ':stats'), field, by) end
 end
 
+-- Forget the older half of the finished ids once the newer half is full or old.
+local function rotate_done(c)
+  local began = tonumber(meta(c, 'done_began'))
+  if not began then redis.call('HSET', key(c, ':meta'), 'done_began', number(c.now)) end
+  local is_old = began and c.now - began > setting(c, 'done_age_ms')
+  if not is_old and redis.call('HLEN', key(c, ':done0')) < setting(c, 'done_limit') / 2 then return end
+  redis.call('UNLINK', key(c, ':done1'))
+  redis.call('RENAME', key(c, ':done0'), key(c, ':done1'))
+  redis.call('HSET', key(c, ':meta'), 'done_began', number(c.now))
+end
+
 -- The last writes of every function that moves tasks: vectors, places, memory of finished ids, counters.
 local function finish_call(c)
   write_free(c)
@@ -148,34 +174,43 @@ local function finish_call(c)
   in_chunks('HSET', key(c, ':where'), places, 4000)
   in_chunks('HDEL', key(c, ':where'), c.forget, 4000)
   in_chunks('HSET', key(c, ':done0'), done, 4000)
+  if #done > 0 then rotate_done(c) end
   bump(c, 'parked', c.parked)
   bump(c, 'parked_bytes', c.parked_bytes)
   bump(c, 'later', c.later)
 end
 
--- The end of an attempt without success: again after a backoff with full jitter, or dead when attempts ran out.
--- delay_ms below 0: the cell's own backoff. started: whether the attempt counts.
+-- Full jitter: anywhere between nothing and the cap that doubles with each attempt (AWS, "Exponential backoff and jitter").
+local function backoff_ms(c, head)
+  local cap = math.min(setting(c, 'retry_cap_ms'), setting(c, 'retry_base_ms') * 2 ^ (head.attempt - 2))
+  local jitter = tonumber(string.sub(redis.sha1hex(head.id .. head.attempt .. c.usec), 1, 6), 16) / 16777216
+  return math.floor(cap * jitter)
+end
+
+-- A task leaves an instance without success. The attempt counts if it was started; `nil` (nobody can say) counts from
+-- the fourth time on: an instance may die of a task before it can tell that it has started it.
+-- delay_ms 0: again at once; below 0: after the cell's backoff.
 local function again(c, entry, instance, reason, delay_ms, started)
   local head = read_head(entry)
-  add_cause(c, head, instance, reason)
-  if started and head.attempt >= head.max_attempts then
-    dead(c, rewrite(entry, head), head.id, head.attempt, 'attempts', reason, instance)
-    return false
+  if started == nil then
+    head.evictions = math.min(head.evictions + 1, 255)
+    started = head.evictions > MAX_UNSTARTED
   end
-  if started then head.attempt = head.attempt + 1 else head.evictions = math.min(head.evictions + 1, 255) end
+  if started then
+    add_cause(c, head, instance, reason)
+    if head.attempt >= head.max_attempts then
+      dead(c, rewrite(entry, head), head.id, head.attempt, 'attempts', reason, instance)
+      return
+    end
+    head.attempt = head.attempt + 1
+  end
   local next_entry = rewrite(entry, head)
-  if not started then
+  if not started or delay_ms == 0 then
     place_or_park(c, next_entry, 'e')
-    return true
+    return
   end
-  if delay_ms < 0 then
-    local base = tonumber(setting(c, 'retry_base_ms') or 1000)
-    local cap = tonumber(setting(c, 'retry_cap_ms') or 60000)
-    local jitter = tonumber(string.sub(redis.sha1hex(head.id .. head.attempt .. c.usec), 1, 6), 16) / 16777216
-    delay_ms = math.floor(math.min(cap, base * 2 ^ (head.attempt - 2)) * jitter)
-  end
+  if delay_ms < 0 then delay_ms = backoff_ms(c, head) end
   redis.call('ZADD', key(c, ':later'), number(c.now + delay_ms), next_entry)
   c.where[head.id] = 'l|' .. number(c.now + delay_ms) .. '|' .. head.attempt .. '|' .. head.shape
   c.later = c.later + 1
-  return true
 end

@@ -4,7 +4,7 @@
 -- headroom: slots that only critical tasks may take.
 
 local OPEN, CLOSED, HELD = 0, 1, 2
-local FIRST = 4 -- position of the first resource in an unpacked vector
+local FIRST = 4 -- position of the first resource, slots, in an unpacked vector
 
 local function vector_format(size)
   return '<I4BH' .. string.rep('i4', size)
@@ -40,12 +40,14 @@ end
 
 local function resource_index(c, name, may_add)
   if not c.res then
-    c.res, c.res_count = {}, 0
+    c.res, c.res_count = { slots = 1 }, 0 -- every cell counts slots first
     local flat = redis.call('HGETALL', key(c, ':res'))
     for i = 1, #flat, 2 do
       c.res[flat[i]] = tonumber(flat[i + 1])
       c.res_count = c.res_count + 1
     end
+    if c.res_count == 0 and may_add then redis.call('HSET', key(c, ':res'), 'slots', 1) end
+    c.res_count = math.max(c.res_count, 1)
   end
   local index = c.res[name]
   if not index and may_add and c.res_count < MAX_RESOURCES then
@@ -77,9 +79,18 @@ local function shape_of(c, text)
   return shape
 end
 
+local function held_for(c, instance)
+  local shape = c.held[instance]
+  if shape == nil then
+    shape = redis.call('HGET', key(c, ':held'), instance)
+    c.held[instance] = shape
+  end
+  return shape
+end
+
 local function fits(c, instance, f, shape)
   if f[2] == CLOSED then return false end
-  if f[2] == HELD and redis.call('HGET', key(c, ':held'), instance) ~= shape.text then return false end
+  if f[2] == HELD and held_for(c, instance) ~= shape.text then return false end
   local slots = f[FIRST] - shape.need[1]
   if slots < 0 or (not shape.critical and slots < f[3]) then return false end
   for index, units in pairs(shape.need) do
@@ -106,10 +117,22 @@ local function instance_of(c, instance)
   local record = c.inst[instance]
   if record == nil then
     local packed = redis.call('HGET', key(c, ':inst'), instance)
-    record = packed and cmsgpack.unpack(packed) or false
+    record = false
+    if packed then
+      local r = cmsgpack.unpack(string.sub(packed, 9))
+      record = { epoch = r[1], types = r[2], capacity = r[3], labels = r[4], lease_ms = r[5] }
+    end
     c.inst[instance] = record
   end
   return record
+end
+
+-- nil if `epoch` is the instance's current one, else the reply that refuses the caller.
+local function refusal(c, instance, epoch)
+  local record = instance_of(c, instance)
+  if not record then return { 'unknown' } end
+  if record.epoch ~= epoch then return { 'stale' } end
+  return nil
 end
 
 local function has_labels(c, instance, shape)
@@ -125,7 +148,7 @@ end
 local function write_free(c)
   local values = {}
   for instance in pairs(c.dirty) do
-    local f = c.free[instance]
+    local f = c.free[instance] -- never false: nothing is taken from or given to an instance without a vector
     values[#values + 1] = instance
     values[#values + 1] = pack_free(f)
     local is_open = f[2] == OPEN and f[FIRST] > 0

@@ -1,0 +1,154 @@
+-- apply: make a batch of Kafka records take effect, and with it the offsets, exactly once.
+--
+-- KEYS[1]  root
+-- ARGV[1]  MessagePack [ranges, instances, shapes, parked_permille]: ranges [[partition, start, end]...],
+--          instances [[id, tag]...], shapes [text...]
+-- ARGV[2]  per task 4 x u16, little-endian: shape, candidate, candidate, candidate; from 1, 0 is none
+-- ARGV[3]  number of tasks n; then n entries in order of their keys; then any number of refused records
+-- reply    ok, one byte per task (1 2 3 candidate, o open set, p parked, k known), parked, outbox, now
+--          fenced, partition, offset or nil, ...   some range does not start where its partition stands
+--          full, parked, parked_bytes, outbox      the park or the outbox is at its bound
+-- cost     4 to 5 us a task when placed on a candidate, one XADD each; all else is read and written once a call
+-- A task of a shape that has an earlier one parked is parked behind it; the candidates then pull.
+
+local function fence(c, ranges)
+  local names = {}
+  for i, range in ipairs(ranges) do names[i] = range[1] end
+  if #names == 0 then return nil end
+  local offsets = redis.call('HMGET', key(c, ':applied'), unpack(names))
+  for i, range in ipairs(ranges) do
+    -- A partition that was never applied may start anywhere: its log may have been cut before we came.
+    if offsets[i] and tonumber(offsets[i]) ~= range[2] then
+      local reply = { 'fenced' }
+      for k, name in ipairs(names) do
+        reply[#reply + 1] = name
+        reply[#reply + 1] = offsets[k]
+      end
+      return reply
+    end
+  end
+  return nil
+end
+
+local function level(c)
+  local stats = redis.call('HMGET', key(c, ':stats'), 'parked', 'parked_bytes')
+  return tonumber(stats[1]) or 0, tonumber(stats[2]) or 0, redis.call('XLEN', key(c, ':out'))
+end
+
+local function full(c, parked_permille)
+  local parked, parked_bytes, outbox = level(c)
+  local share = parked_permille / 1000
+  if parked >= setting(c, 'parked_limit') * share or parked_bytes >= setting(c, 'parked_bytes_limit') * share
+    or outbox >= setting(c, 'outbox_limit') then
+    return { 'full', parked, parked_bytes, outbox }
+  end
+  c.parked_before, c.outbox_before = parked, outbox
+  return nil
+end
+
+-- Set of the ids that the cell knows already: placed, parked, later, or finished not long ago.
+local function known_of(c, ids)
+  local known = {}
+  if #ids == 0 then return known end
+  for _, suffix in ipairs({ ':where', ':done0', ':done1' }) do
+    local found = redis.call('HMGET', key(c, suffix), unpack(ids))
+    for i, id in ipairs(ids) do
+      if found[i] then known[id] = true end
+    end
+  end
+  return known
+end
+
+-- Read the vectors of all candidates at once. One whose tag is not the plan's is no candidate any more.
+local function candidates_of(c, instances)
+  local names, valid = {}, {}
+  for i, pair in ipairs(instances) do names[i] = pair[1] end
+  if #names == 0 then return names, valid end
+  local packed = redis.call('HMGET', key(c, ':free'), unpack(names))
+  for i, pair in ipairs(instances) do
+    local f = remember_free(c, pair[1], packed[i])
+    valid[i] = f and f[1] == struct.unpack('<I4', pair[2])
+  end
+  return names, valid
+end
+
+local function place_on_candidate(c, task, names, valid)
+  for n = 1, 3 do
+    local i = task.candidates[n]
+    if valid[i] then
+      local f = c.free[names[i]]
+      if fits(c, names[i], f, task.shape) then
+        place(c, names[i], f, task.shape, task.entry, task.id, 1, n)
+        return tostring(n)
+      end
+    end
+  end
+  return nil
+end
+
+local function place_new(c, task, names, valid, pullers)
+  local shape = task.shape
+  local order_key, deadline = struct.unpack('<dd', task.entry, 5)
+  if shape.head == nil then
+    shape.head = tonumber(redis.call('ZSCORE', key(c, ':heads:' .. shape.type), shape.text) or math.huge)
+  end
+  if shape.head <= order_key then
+    for n = 1, 3 do
+      local i = task.candidates[n]
+      if valid[i] then pullers[names[i]] = true end
+    end
+  else
+    local how = place_on_candidate(c, task, names, valid)
+    if how then return how end
+    if not shape.is_full then
+      local instance, f = any_open(c, shape)
+      if instance then
+        place(c, instance, f, shape, task.entry, task.id, 1, 'o')
+        return 'o'
+      end
+      shape.is_full = true -- asked once a call
+    end
+    shape.head = order_key
+  end
+  park(c, shape, task.entry, task.id, 1, order_key, deadline)
+  return 'p'
+end
+
+local function apply(keys, args)
+  local c = begin(keys)
+  local header = cmsgpack.unpack(args[1])
+  local ranges, shapes = header[1], header[3]
+  local refused = fence(c, ranges) or full(c, header[4])
+  if refused then return refused end
+  local n, ids = tonumber(args[3]), {}
+  for i = 1, n do ids[i] = id_of(args[3 + i]) end
+  local known = known_of(c, ids)
+  local names, valid = candidates_of(c, header[2])
+  for i = 1, #shapes do shapes[i] = shape_of(c, shapes[i]) end
+
+  local results, pullers = {}, {}
+  for i = 1, n do
+    local id = ids[i]
+    if known[id] then
+      results[i] = 'k'
+    else
+      known[id] = true
+      local s, first, second, third = struct.unpack('<HHHH', args[2], 8 * i - 7)
+      local task = { id = id, entry = args[3 + i], shape = shapes[s], candidates = { first, second, third } }
+      results[i] = place_new(c, task, names, valid, pullers)
+    end
+  end
+  for instance in pairs(pullers) do pull(c, instance, n, 's') end
+  for i = 4 + n, #args do redis.call('XADD', key(c, ':out'), '*', 'p', args[i]) end
+  local parked, outbox = c.parked_before + c.parked, c.outbox_before + #args - 3 - n
+  finish_call(c)
+  local offsets = {}
+  for _, range in ipairs(ranges) do
+    offsets[#offsets + 1] = range[1]
+    offsets[#offsets + 1] = number(range[3])
+  end
+  in_chunks('HSET', key(c, ':applied'), offsets, 4000) -- the last write
+  return { 'ok', table.concat(results), parked, outbox, c.now }
+end
+
+redis.register_function('ty1_apply', apply)

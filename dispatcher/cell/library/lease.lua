@@ -1,0 +1,163 @@
+-- Instances: register, beat, close, leave, cordon, evict. An instance is its lease, its epoch and its vector.
+
+local PAGE = 200 -- entries taken back in one call, so that evicting a big instance does not block the others
+
+-- Headroom in whole slots. The fraction is rounded by the instance's name, so that the fleet as a whole keeps the
+-- share; at least one slot is always left to the lower priorities, or a fleet of one-slot instances would shut them out.
+local function headroom_of(c, instance, slots)
+  local exact = slots * setting(c, 'headroom_permille') / 1000
+  local whole = math.floor(exact)
+  local chance = tonumber(string.sub(redis.sha1hex(instance), 1, 6), 16) / 16777216
+  if chance < exact - whole then whole = whole + 1 end
+  return math.max(0, math.min(whole, slots - 1, 65535))
+end
+
+-- Nothing more is placed on the instance, or it is open again; the open sets follow in write_free.
+local function set_flag(c, instance, flag)
+  local f = free_of(c, instance)
+  if not f or f[2] == flag then return end
+  if f[2] == HELD then
+    local shape = held_for(c, instance)
+    if shape then release(c, shape, instance) end
+  end
+  f[2] = flag
+  c.dirty[instance] = true
+end
+
+-- Take back up to `limit` entries of the instance, oldest first. Entries up to the reported cursor have been read, so
+-- their attempt counts. Returns how many are left; at 0 the instance is gone. Nothing is given to the vector: it ends
+-- with the instance.
+local function take_back(c, instance, limit, reason)
+  set_flag(c, instance, CLOSED)
+  write_free(c)
+  local queue = key(c, ':q:' .. instance)
+  local report = redis.call('HGET', key(c, ':report'), instance)
+  local cursor = report and cmsgpack.unpack(string.sub(report, 9))[1] or '0-0'
+  local rows, gone = redis.call('XRANGE', queue, '-', '+', 'COUNT', limit), {}
+  for i, row in ipairs(rows) do gone[i] = row[1] end
+  in_chunks('XDEL', queue, gone, 4000)
+  for _, row in ipairs(rows) do
+    local started = nil
+    if is_up_to(row[1], cursor) then started = true end
+    again(c, row[2][2], instance, reason, 0, started)
+  end
+  local left = redis.call('XLEN', queue)
+  if left == 0 then
+    for _, agent_type in ipairs(instance_of(c, instance).types) do
+      if redis.call('HINCRBY', key(c, ':serving'), agent_type, -1) <= 0 then
+        redis.call('HDEL', key(c, ':serving'), agent_type)
+      end
+    end
+    for _, suffix in ipairs({ ':free', ':closed', ':recalled', ':report', ':inst' }) do
+      redis.call('HDEL', key(c, suffix), instance)
+    end
+    redis.call('ZREM', key(c, ':lease'), instance)
+    redis.call('DEL', queue)
+    c.inst[instance], c.free[instance], c.dirty[instance] = nil, nil, nil
+  end
+  return left
+end
+
+-- register: KEYS[1] root; ARGV instance, MessagePack [epoch, types, capacity, labels, lease_ms, profile]
+-- reply: ok, generation, now, cursor | evicting, left (an earlier registration is still being taken back: call again)
+-- Repeating it with the same epoch renews the lease and changes nothing else. Pulls.
+local function register(keys, args)
+  local c, instance = begin(keys), args[1]
+  local offered = cmsgpack.unpack(args[2])
+  local epoch, types, capacity = offered[1], offered[2], offered[3]
+  local before = instance_of(c, instance)
+  if before and before.epoch == epoch then
+    redis.call('ZADD', key(c, ':lease'), number(c.now + before.lease_ms), instance)
+    return { 'ok', meta(c, 'generation') or '', c.now, '0-0' }
+  end
+  if before then
+    local left = take_back(c, instance, PAGE, 'the instance registered anew')
+    if left > 0 then
+      finish_call(c)
+      return { 'evicting', left }
+    end
+  end
+  local indices, size = {}, 0
+  for name, units in pairs(capacity) do
+    local index = resource_index(c, name, true)
+    if not index then error('more than ' .. MAX_RESOURCES .. ' resource names in this cell; cannot add ' .. name) end
+    indices[index] = units
+    size = math.max(size, index)
+  end
+  local f = { struct.unpack('<I4', epoch), OPEN, headroom_of(c, instance, capacity.slots) }
+  for index = 1, size do f[FIRST - 1 + index] = indices[index] or 0 end
+  redis.call('HSET', key(c, ':inst'), instance, struct.pack('<d', c.now) .. args[2])
+  redis.call('ZADD', key(c, ':lease'), number(c.now + offered[5]), instance)
+  for _, agent_type in ipairs(types) do redis.call('HINCRBY', key(c, ':serving'), agent_type, 1) end
+  c.inst[instance] = { epoch = epoch, types = types, capacity = capacity, labels = offered[4], lease_ms = offered[5] }
+  c.free[instance], c.before[instance], c.dirty[instance] = f, false, true
+  pull(c, instance, PAGE, 'g')
+  finish_call(c)
+  return { 'ok', meta(c, 'generation') or '', c.now, '0-0' }
+end
+
+-- beat: KEYS[1] root; ARGV instance, epoch, MessagePack [cursor, cpu, memory, errors, running, progress]
+-- reply: ok, generation, now, reason, recalled | stale | unknown
+-- Renews the lease. An instance that was closed because it did not read, and has read since, is open again.
+local function beat(keys, args)
+  local c, instance = begin(keys), args[1]
+  local refused = refusal(c, instance, args[2])
+  if refused then return refused end
+  redis.call('ZADD', key(c, ':lease'), number(c.now + instance_of(c, instance).lease_ms), instance)
+  redis.call('HSET', key(c, ':report'), instance, struct.pack('<d', c.now) .. args[3])
+  local reason = redis.call('HGET', key(c, ':closed'), instance) or ''
+  local recalled = redis.call('HGET', key(c, ':recalled'), instance) or '0-0'
+  if reason == UNREAD and is_up_to(recalled, cmsgpack.unpack(args[3])[1]) then
+    reason = ''
+    redis.call('HDEL', key(c, ':closed'), instance)
+    set_flag(c, instance, OPEN)
+    pull(c, instance, PAGE, 'g')
+    finish_call(c)
+  end
+  return { 'ok', meta(c, 'generation') or '', c.now, reason, recalled }
+end
+
+-- cordon: KEYS[1] root; ARGV instance, reason (empty: open it again, which pulls), epoch (empty: whatever it is)
+-- reply: 1 | 0 (no such instance, or another epoch). A worker closes its own instance before it drains.
+local function cordon(keys, args)
+  local c, instance = begin(keys), args[1]
+  local record = instance_of(c, instance)
+  if not record or (args[3] ~= '' and record.epoch ~= args[3]) then return 0 end
+  if args[2] == '' then
+    redis.call('HDEL', key(c, ':closed'), instance)
+    set_flag(c, instance, OPEN)
+    pull(c, instance, PAGE, 'g')
+  else
+    redis.call('HSET', key(c, ':closed'), instance, args[2])
+    set_flag(c, instance, CLOSED)
+  end
+  finish_call(c)
+  return 1
+end
+
+-- leave: KEYS[1] root; ARGV instance, epoch. reply: evicting, left | stale | unknown
+local function leave(keys, args)
+  local c, instance = begin(keys), args[1]
+  local refused = refusal(c, instance, args[2])
+  if refused then return refused end
+  local left = take_back(c, instance, PAGE, 'the instance left')
+  finish_call(c)
+  return { 'evicting', left }
+end
+
+-- evict: KEYS[1] root; ARGV limit. Takes back a page of one instance whose lease has run out.
+-- reply: instance, left | nothing
+local function evict(keys, args)
+  local c = begin(keys)
+  local expired = redis.call('ZRANGEBYSCORE', key(c, ':lease'), '-inf', number(c.now), 'LIMIT', 0, 1)[1]
+  if not expired then return {} end
+  local left = take_back(c, expired, tonumber(args[1]), 'the lease ran out')
+  finish_call(c)
+  return { expired, left }
+end
+
+redis.register_function('ty1_register', register)
+redis.register_function{ function_name = 'ty1_beat', callback = beat, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'ty1_cordon', callback = cordon, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'ty1_leave', callback = leave, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'ty1_evict', callback = evict, flags = { 'allow-oom' } }

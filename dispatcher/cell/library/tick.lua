@@ -1,0 +1,182 @@
+-- What a dispatcher does from time to time: recall, settle, due, expire, hold, and the housekeeping of the cell itself.
+
+local HEADS_PER_TYPE = 64 -- shapes of one agent type whose first task is looked at in one call
+
+-- recall: KEYS[1] root; ARGV min_age_ms, limit, instance...
+-- Takes back entries that the instances have not read for min_age_ms, and closes those instances. reply: how many.
+local function recall(keys, args)
+  local c, min_age, limit = begin(keys), tonumber(args[1]), tonumber(args[2])
+  local count, newest = 0, number(c.now - min_age)
+  for i = 3, #args do
+    local instance, report = args[i], redis.call('HGET', key(c, ':report'), args[i])
+    if report and instance_of(c, instance) and count < limit then
+      local cursor = cmsgpack.unpack(string.sub(report, 9))[1]
+      local queue = key(c, ':q:' .. instance)
+      local rows = redis.call('XRANGE', queue, '(' .. cursor, newest, 'COUNT', limit - count)
+      if rows[1] then
+        redis.call('HSET', key(c, ':closed'), instance, UNREAD)
+        redis.call('HSET', key(c, ':recalled'), instance, rows[#rows][1])
+        set_flag(c, instance, CLOSED)
+      end
+      for _, row in ipairs(rows) do
+        redis.call('XDEL', queue, row[1])
+        give(c, instance, shape_of(c, read_head(row[2][2]).shape))
+        again(c, row[2][2], instance, UNREAD, 0, false)
+        count = count + 1
+      end
+    end
+  end
+  finish_call(c)
+  return count
+end
+
+-- settle: KEYS[1] root; ARGV limit, instance... Each of the instances pulls. reply: how many tasks were placed.
+local function settle(keys, args)
+  local c, limit, count = begin(keys), tonumber(args[1]), 0
+  for i = 2, #args do
+    if count >= limit then break end
+    count = count + pull(c, args[i], limit - count, 's')
+  end
+  finish_call(c)
+  return count
+end
+
+-- due: KEYS[1] root; ARGV limit. Tasks whose backoff is over are placed or parked. reply: how many.
+local function due(keys, args)
+  local c = begin(keys)
+  local rows = redis.call('ZRANGEBYSCORE', key(c, ':later'), '-inf', number(c.now), 'LIMIT', 0, tonumber(args[1]))
+  for _, entry in ipairs(rows) do
+    redis.call('ZREM', key(c, ':later'), entry)
+    c.later = c.later - 1
+    place_or_park(c, entry, 'd')
+  end
+  finish_call(c)
+  return #rows
+end
+
+-- Dead-letter the first tasks of a shape that have waited too long for any instance.
+local function expire_aged(c, agent_type, shape_text, limit)
+  local is_served = redis.call('HEXISTS', key(c, ':serving'), agent_type) == 1
+  local max_age = setting(c, is_served and 'parked_age_ms' or 'unknown_type_age_ms')
+  local why = is_served and 'no instance had room for it in time' or 'no instance serves the agent type ' .. agent_type
+  local shape, count = shape_of(c, shape_text), 0
+  for _, entry in ipairs(redis.call('ZRANGE', key(c, ':park:' .. shape_text), 0, limit - 1)) do
+    local head = read_head(entry)
+    if head.arrived + max_age > c.now then break end
+    redis.call('ZREM', key(c, ':park:' .. shape_text), entry)
+    unparked(c, entry, head.id)
+    dead(c, entry, head.id, head.attempt, 'age', why, '')
+    count = count + 1
+  end
+  if count > 0 then refresh_head(c, shape) end
+  return count
+end
+
+-- expire: KEYS[1] root; ARGV limit. Parked tasks past their deadline or the age allowed go to the outbox as dead.
+-- reply: how many.
+local function expire(keys, args)
+  local c, limit, count = begin(keys), tonumber(args[1]), 0
+  local late = redis.call('ZRANGEBYSCORE', key(c, ':deadlines'), '-inf', '(' .. number(c.now), 'LIMIT', 0, limit)
+  for _, id in ipairs(late) do
+    local where = redis.call('HGET', key(c, ':where'), id)
+    local at, shape_text = string.match(where or '', '^p|(.-)|.-|(.*)$')
+    local entry = at and parked_entry(c, shape_of(c, shape_text), at, id)
+    redis.call('ZREM', key(c, ':deadlines'), id)
+    if entry then
+      redis.call('ZREM', key(c, ':park:' .. shape_text), entry)
+      unparked(c, entry, id)
+      dead(c, entry, id, read_head(entry).attempt, 'deadline', 'its deadline passed while it was parked', '')
+      refresh_head(c, shape_of(c, shape_text))
+      count = count + 1
+    end
+  end
+  for _, agent_type in ipairs(redis.call('SMEMBERS', key(c, ':waiting'))) do
+    for _, shape_text in ipairs(redis.call('ZRANGE', key(c, ':heads:' .. agent_type), 0, HEADS_PER_TYPE - 1)) do
+      if count < limit then count = count + expire_aged(c, agent_type, shape_text, limit - count) end
+    end
+  end
+  finish_call(c)
+  return count
+end
+
+-- hold: KEYS[1] root; ARGV shape, instance. Keeps the instance for the first task of the shape.
+-- reply: 1 | 0 (either is held, the instance is closed or gone, or nothing of the shape is parked)
+local function hold(keys, args)
+  local c, shape_text, instance = begin(keys), args[1], args[2]
+  local f = free_of(c, instance)
+  if not f or f[2] ~= OPEN or redis.call('HEXISTS', key(c, ':hold'), shape_text) == 1
+    or redis.call('EXISTS', key(c, ':park:' .. shape_text)) == 0 then
+    return 0
+  end
+  redis.call('HSET', key(c, ':hold'), shape_text, instance)
+  redis.call('HSET', key(c, ':held'), instance, shape_text)
+  c.held[instance] = shape_text
+  f[2] = HELD
+  c.dirty[instance] = true
+  pull(c, instance, 1, 's')
+  finish_call(c)
+  return 1
+end
+
+-- lease: KEYS[1] root; ARGV name, owner, ttl_ms (0 gives it back). reply: 1 if owner has it now
+local function lease(keys, args)
+  local lock, owner, ttl = keys[1] .. ':lock:' .. args[1], args[2], tonumber(args[3])
+  local holder = redis.call('GET', lock)
+  if holder and holder ~= owner then return 0 end
+  if ttl > 0 then
+    redis.call('SET', lock, owner, 'PX', ttl)
+    return 1
+  end
+  if holder then redis.call('DEL', lock) end
+  return 0
+end
+
+-- open: KEYS[1] root; ARGV run id of the server, a random name, then setting, value, ...
+-- Stores the settings. A server with another run id may have gone back in time: the generation becomes the random name.
+-- reply: generation
+local function open(keys, args)
+  local c = begin(keys)
+  local generation = meta(c, 'generation')
+  if not generation or meta(c, 'run_id') ~= args[1] then
+    generation = args[2]
+    redis.call('HSET', key(c, ':meta'), 'run_id', args[1], 'generation', generation)
+  end
+  in_chunks('HSET', key(c, ':meta'), { unpack(args, 3) }, 4000)
+  return generation
+end
+
+-- audit: KEYS[1] root; ARGV instance. Compares the ledger with the vector and the places. Writes nothing.
+-- reply: misplaced, then per resource its name and used by the vector less the sum over the stream; empty if unknown
+local function audit(keys, args)
+  local c, instance = begin(keys), args[1]
+  local record, f = instance_of(c, instance), free_of(c, instance)
+  if not record or not f then return {} end
+  resource_index(c, 'slots', false)
+  local drift, misplaced = {}, 0
+  for name, index in pairs(c.res) do
+    if f[FIRST - 1 + index] then drift[index] = (record.capacity[name] or 0) - f[FIRST - 1 + index] end
+  end
+  for _, row in ipairs(redis.call('XRANGE', key(c, ':q:' .. instance), '-', '+')) do
+    local head = read_head(row[2][2])
+    for index, units in pairs(shape_of(c, head.shape).need) do drift[index] = (drift[index] or 0) - units end
+    local at = queued(redis.call('HGET', key(c, ':where'), head.id))
+    if not at or at.stream_id ~= row[1] or at.instance ~= instance then misplaced = misplaced + 1 end
+  end
+  local reply = { misplaced }
+  for name, index in pairs(c.res) do
+    if drift[index] then
+      reply[#reply + 1] = name
+      reply[#reply + 1] = drift[index]
+    end
+  end
+  return reply
+end
+
+redis.register_function{ function_name = 'ty1_recall', callback = recall, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'ty1_settle', callback = settle, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'ty1_due', callback = due, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'ty1_expire', callback = expire, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'ty1_hold', callback = hold, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'ty1_lease', callback = lease, flags = { 'allow-oom' } }
+redis.register_function('ty1_open', open)
+redis.register_function{ function_name = 'ty1_audit', callback = audit, flags = { 'no-writes' } }
