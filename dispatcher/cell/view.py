@@ -14,9 +14,9 @@ from taskyard.dispatcher.cell.contract import (
     Place,
     Report,
     ShapeView,
-    State,
     Vector,
 )
+from taskyard.dispatcher.core.snapshot import State
 from taskyard.schemas.entry import Entry, decode_entry
 
 _F64 = struct.Struct("<d")

@@ -1,0 +1,92 @@
+"""The plan: which instance each task of a batch should run on.
+
+State in, plan out: the cell checks every choice again and may place a task elsewhere or park it. The plan looks at its
+view of the fleet and charges its own choices to it at once.
+"""
+
+import heapq
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from taskyard.dispatcher.core.fleet import Fleet, Instance, Pool
+from taskyard.dispatcher.core.shapes import why_none
+
+
+class Decision(NamedTuple):
+    """Where one task should go. candidates: at most three, the best first; none: it will be parked, for `reason`."""
+
+    candidates: tuple[Instance, ...]
+    load: float
+    runner_up_load: float
+    pool_size: int
+    reason: str
+
+
+def plan(shapes: Sequence[str], fleet: Fleet, *, now_ms: float, tie: Callable[[], float]) -> list[Decision]:
+    """Choose the least-loaded instance that can run each task, or say why none can.
+
+    shapes: one per task, in order of their keys. fleet: the view; the choices are reserved in it.
+    tie: decides between equal loads, `random.Random(seed).random`. Same shapes, view, time and seed, same plan.
+    Cost: O(log n) per task for n instances; the first task of a shape after a refresh pays for its heap, O(n).
+    """
+    fleet.policy.bind(fleet.resources)
+    reasons: dict[str, str] = {}
+    decisions: list[Decision] = []
+    for text in shapes:
+        pool = fleet.pool(text)
+        if pool.is_stale:
+            _rebuild(pool, fleet, now_ms, tie)
+        decision = _least_loaded(pool, fleet, now_ms, tie())
+        if decision is None:
+            if text not in reasons:
+                reasons[text] = _why(pool, fleet)
+            decision = Decision((), 0.0, 0.0, 0, reasons[text])
+        decisions.append(decision)
+    return decisions
+
+
+def _rebuild(pool: Pool, fleet: Fleet, now_ms: float, tie: Callable[[], float]) -> None:
+    """Make the heap anew from the members that fit."""
+    policy, need, is_critical, agent_type = fleet.policy, pool.need, pool.shape.is_critical, pool.shape.type
+    pool.heap = [
+        (policy(instance, agent_type, now_ms), tie(), instance)
+        for instance in pool.members
+        if instance.fits(need, is_critical=is_critical)
+    ]
+    heapq.heapify(pool.heap)
+    pool.is_stale = False
+
+
+def _least_loaded(pool: Pool, fleet: Fleet, now_ms: float, tie: float) -> Decision | None:
+    """Take the top of the heap; one that was filled through another pool sinks to where it belongs, or leaves."""
+    heap, need, shape = pool.heap, pool.need, pool.shape
+    policy = fleet.policy
+    while heap:
+        load, _, instance = heap[0]
+        if not instance.fits(need, is_critical=shape.is_critical):
+            heapq.heappop(heap)
+            continue
+        true_load = policy(instance, shape.type, now_ms)
+        if true_load > load + 1e-9:
+            heapq.heapreplace(heap, (true_load, tie, instance))
+            continue
+        others = heap[1:3]
+        instance.take(need)
+        decision = Decision(
+            (instance, *[other[2] for other in others]),
+            load,
+            min([other[0] for other in others], default=0.0),
+            len(heap),
+            "",
+        )
+        heapq.heapreplace(heap, (policy(instance, shape.type, now_ms), tie, instance))
+        return decision
+    return None
+
+
+def _why(pool: Pool, fleet: Fleet) -> str:
+    offers = {
+        i.id: (i.types, dict(zip(fleet.resources, i.capacity, strict=False)), i.labels)
+        for i in fleet.instances.values()
+    }
+    return why_none(pool.shape, offers)
