@@ -36,7 +36,7 @@ def plan(shapes: Sequence[str], fleet: Fleet, *, now_ms: float, tie: Callable[[]
         pool = fleet.pool(text)
         if pool.is_stale:
             _rebuild(pool, fleet, now_ms, tie)
-        decision = _least_loaded(pool, fleet, now_ms, tie())
+        decision = _least_loaded(pool, fleet, now_ms, tie)
         if decision is None:
             if text not in reasons:
                 reasons[text] = _why(pool, fleet)
@@ -57,7 +57,7 @@ def _rebuild(pool: Pool, fleet: Fleet, now_ms: float, tie: Callable[[], float]) 
     pool.is_stale = False
 
 
-def _least_loaded(pool: Pool, fleet: Fleet, now_ms: float, tie: float) -> Decision | None:
+def _least_loaded(pool: Pool, fleet: Fleet, now_ms: float, tie: Callable[[], float]) -> Decision | None:
     """Take the top of the heap; one that was filled through another pool sinks to where it belongs, or leaves."""
     heap, need, shape = pool.heap, pool.need, pool.shape
     policy = fleet.policy
@@ -68,7 +68,7 @@ def _least_loaded(pool: Pool, fleet: Fleet, now_ms: float, tie: float) -> Decisi
             continue
         true_load = policy(instance, shape.type, now_ms)
         if true_load > load + 1e-9:
-            heapq.heapreplace(heap, (true_load, tie, instance))
+            heapq.heapreplace(heap, (true_load, tie(), instance))
             continue
         others = heap[1:3]
         instance.take(need)
@@ -79,7 +79,7 @@ def _least_loaded(pool: Pool, fleet: Fleet, now_ms: float, tie: float) -> Decisi
             len(heap),
             "",
         )
-        heapq.heapreplace(heap, (policy(instance, shape.type, now_ms), tie, instance))
+        heapq.heapreplace(heap, (policy(instance, shape.type, now_ms), tie(), instance))
         return decision
     return None
 

@@ -1,0 +1,58 @@
+"""From a plan to the batch that the cell applies."""
+
+from collections.abc import Sequence
+
+from taskyard.dispatcher.arrivals import Arrival
+from taskyard.dispatcher.cell.contract import Batch, Planned
+from taskyard.dispatcher.core.plan import Decision
+from taskyard.dispatcher.core.receipt import Receipt, encode_receipt
+from taskyard.dispatcher.intake import Chunk
+from taskyard.schemas.entry import encode_entry, encode_headers
+
+
+def batch_of(
+    chunk: Chunk, arrivals: Sequence[Arrival], decisions: Sequence[Decision], *, policy: str, seed: int,
+    view_age_ms: int, parked_permille: int,
+) -> Batch:  # fmt: skip
+    """Make the batch of a chunk. arrivals: in order of their keys, with one decision each."""
+    shapes: dict[str, int] = {}
+    instances: dict[tuple[str, str], int] = {}
+    tasks: list[Planned] = []
+    for index, (arrival, decision) in enumerate(zip(arrivals, decisions, strict=True)):
+        candidates = tuple([instances.setdefault((i.id, i.tag), len(instances)) for i in decision.candidates])
+        receipt = _receipt(decision, policy, seed, index, view_age_ms)
+        shape = shapes.setdefault(arrival.shape, len(shapes))
+        tasks.append(Planned(shape, candidates, _entry(arrival, receipt)))
+    return Batch(chunk.ranges, list(instances), list(shapes), tasks, chunk.refused, parked_permille)
+
+
+def _receipt(decision: Decision, policy: str, seed: int, index: int, view_age_ms: int) -> bytes:
+    chosen = decision.candidates
+    return encode_receipt(
+        Receipt(
+            policy,
+            decision.pool_size,
+            chosen[0].id if chosen else "",
+            round(decision.load, 4),
+            chosen[1].id if len(chosen) > 1 else "",
+            round(decision.runner_up_load, 4),
+            view_age_ms,
+            seed,
+            index,
+            decision.reason,
+        )
+    )
+
+
+def _entry(arrival: Arrival, receipt: bytes) -> bytes:
+    return encode_entry(
+        task_id=arrival.id.encode(),
+        shape=arrival.shape.encode(),
+        max_attempts=arrival.max_attempts,
+        key_ms=arrival.key_ms,
+        deadline_ms=arrival.deadline_ms,
+        arrived_ms=arrival.arrived_ms,
+        receipt=receipt,
+        headers=encode_headers(arrival.headers),
+        wire=arrival.wire,
+    )

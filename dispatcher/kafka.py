@@ -1,0 +1,336 @@
+"""Kafka, as the dispatcher uses it: the one place of this layer that imports aiokafka.
+
+Its errors become DependencyError; every wait has an end.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from io import BytesIO
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError
+from aiokafka.protocol.abstract import AbstractType
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.types import (
+    Boolean,
+    CompactArray,
+    CompactString,
+    Int16,
+    Int32,
+    Schema,
+    TaggedFields,
+)
+
+from taskyard.dispatcher.settings import TopicSettings
+from taskyard.schemas.errors import DependencyError
+from taskyard.schemas.topics import Topics
+
+Record = Any
+"""aiokafka's ConsumerRecord: offset, timestamp (ms), key, value, headers."""
+
+T = TypeVar("T")
+
+_TIMEOUT_S = 10.0
+_STOP_TIMEOUT_S = 5.0
+# Intake does not poll while the park is full. Heartbeats go on; what stands still is seen in the lag, not here.
+_POLL_INTERVAL_MS = 24 * 3_600_000
+_FETCH_WAIT_MS = 50
+
+
+class _Uuid(AbstractType[bytes]):
+    """A topic id: 16 raw bytes."""
+
+    @classmethod
+    def encode(cls, value: bytes) -> bytes:
+        return value
+
+    @classmethod
+    def decode(cls, data: BytesIO) -> bytes:
+        return data.read(16)
+
+
+class _MetadataResponse(Response):
+    # aiokafka's own responses do the same.
+    API_KEY = 3  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
+    API_VERSION = 12  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "brokers",
+            CompactArray(
+                ("node_id", Int32), ("host", CompactString()), ("port", Int32), ("rack", CompactString()),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("cluster_id", CompactString()),
+        ("controller_id", Int32),
+        (
+            "topics",
+            CompactArray(
+                ("error_code", Int16), ("name", CompactString()), ("topic_id", _Uuid), ("is_internal", Boolean),
+                (
+                    "partitions",
+                    CompactArray(
+                        ("error_code", Int16), ("partition", Int32), ("leader", Int32), ("leader_epoch", Int32),
+                        ("replicas", CompactArray(Int32)), ("isr", CompactArray(Int32)),
+                        ("offline", CompactArray(Int32)), ("tags", TaggedFields),
+                    ),
+                ),
+                ("authorized_operations", Int32), ("tags", TaggedFields),
+            ),
+        ),
+        ("tags", TaggedFields),
+    )  # fmt: skip
+
+
+class _MetadataRequestV12(RequestStruct):
+    FLEXIBLE_VERSION: ClassVar[bool] = True
+    API_KEY: ClassVar[int] = 3
+    API_VERSION: ClassVar[int] = 12
+    RESPONSE_TYPE = _MetadataResponse
+    SCHEMA = Schema(
+        ("topics", CompactArray(("topic_id", _Uuid), ("name", CompactString()), ("tags", TaggedFields))),
+        ("allow_auto_topic_creation", Boolean),
+        ("include_topic_authorized_operations", Boolean),
+        ("tags", TaggedFields),
+    )
+
+
+class _DescribeTopics(Request[_MetadataRequestV12]):
+    """Metadata version 12, the first to show topic ids; aiokafka itself stops at 5 (KIP-516)."""
+
+    API_KEY: ClassVar[int] = 3
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def build(self, request_struct_class: type[_MetadataRequestV12]) -> _MetadataRequestV12:
+        return request_struct_class([(bytes(16), name, {}) for name in self._names], False, False, {})
+
+
+class TopicState(NamedTuple):
+    """A topic as the broker has it. id: 32 hexadecimal characters, another for each life of the topic."""
+
+    id: str
+    partitions: int
+
+
+async def describe_topics(bootstrap: str, names: Sequence[str]) -> dict[str, TopicState]:
+    """Ask for the topics' ids and partition counts; a missing topic is absent. Raises DependencyError."""
+    async with _client(bootstrap) as client:
+        reply = await _timed(client.send(client.get_random_node(), _DescribeTopics(names)), "describe topics")
+    return {
+        name: TopicState(topic_id.hex(), len(partitions))
+        for error, name, topic_id, _, partitions, _, _ in reply.topics
+        if error == 0
+    }
+
+
+async def create_topics(bootstrap: str, partitions: Mapping[str, int], *, replication: int) -> None:
+    """Create topics that are missing. The broker's clock stamps their records: order keys are made from it."""
+    admin: Any = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=int(_TIMEOUT_S * 1000))
+    settings = {"message.timestamp.type": "LogAppendTime"}
+    async with _running(admin, admin.close, f"Kafka at {bootstrap}"):
+        for name, count in partitions.items():
+            topic = NewTopic(name, num_partitions=count, replication_factor=replication, topic_configs=settings)
+            with contextlib.suppress(TopicAlreadyExistsError):
+                await _timed(admin.create_topics([topic]), f"create topic {name}")
+
+
+class TopicFault(NamedTuple):
+    """What is wrong with a topic. is_fatal: the cell cannot work with it."""
+
+    topic: str
+    what: str
+    is_fatal: bool
+
+
+async def check_topics(bootstrap: str, topics: Topics, settings: TopicSettings) -> list[TopicFault]:
+    """Create missing topics if the settings say so; return what differs from them afterwards."""
+    states = await describe_topics(bootstrap, topics.names)
+    missing = {name: settings.partitions for name in topics.names if name not in states}
+    if missing and settings.create:
+        await create_topics(bootstrap, missing, replication=settings.replication)
+        states = await describe_topics(bootstrap, topics.names)
+    faults = [TopicFault(name, "is missing", is_fatal=True) for name in topics.names if name not in states]
+    return faults + [
+        TopicFault(name, f"has {state.partitions} partitions, the settings say {settings.partitions}", is_fatal=False)
+        for name, state in states.items()
+        if state.partitions != settings.partitions
+    ]
+
+
+async def lag(bootstrap: str, groups: Mapping[str, str]) -> dict[str, int]:
+    """Records that are not applied yet, per topic, by the committed offsets. groups: topic -> consumer group."""
+    found: dict[str, int] = {}
+    for topic, group in groups.items():
+        consumer: Any = AIOKafkaConsumer(bootstrap_servers=bootstrap, group_id=group, enable_auto_commit=False)
+        async with _running(consumer, consumer.stop, f"Kafka at {bootstrap}"):
+            states = await describe_topics(bootstrap, [topic])
+            partitions = [TopicPartition(topic, p) for p in range(states[topic].partitions)] if topic in states else []
+            consumer.assign(partitions)
+            ends = await _timed(consumer.end_offsets(partitions), "read end offsets")
+            starts = await _timed(consumer.beginning_offsets(partitions), "read beginning offsets")
+            total = 0
+            for partition in partitions:
+                committed = await _timed(consumer.committed(partition), "read committed offsets")
+                total += max(0, ends[partition] - (starts[partition] if committed is None else committed))
+            found[topic] = total
+    return found
+
+
+class TopicConsumer(ConsumerRebalanceListener):
+    """A member of the consumer group of one topic. Offsets are the caller's: nothing is committed by itself."""
+
+    def __init__(self, bootstrap: str, topic: str, *, group: str, session_timeout_ms: int) -> None:
+        self.topic = topic
+        # Called, on the loop, whenever partitions come or go; must not wait. Set by the owner before start.
+        self.on_change: Callable[[frozenset[int]], None] = lambda _: None
+        self._bootstrap = bootstrap
+        self._settings: dict[str, Any] = {
+            "group_id": group,
+            "enable_auto_commit": False,
+            "auto_offset_reset": "earliest",
+            "session_timeout_ms": session_timeout_ms,
+            "heartbeat_interval_ms": max(session_timeout_ms // 4, 250),
+            "max_poll_interval_ms": _POLL_INTERVAL_MS,
+            "fetch_max_wait_ms": _FETCH_WAIT_MS,
+            "retry_backoff_ms": 100,
+        }
+        # Written by start only.
+        self._consumer: Any = None
+
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:  # noqa: ARG002 - all of them
+        """Tell the owner that nothing is assigned now: every rebalance is an eager one."""
+        self.on_change(frozenset())
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        """Tell the owner which partitions are ours."""
+        self.on_change(frozenset(partition.partition for partition in assigned))
+
+    async def start(self) -> None:
+        """Join the group, with a new client each time: one that failed to start is of no more use."""
+        await self.stop()
+        self._consumer = AIOKafkaConsumer(bootstrap_servers=self._bootstrap, **self._settings)
+        self._consumer.subscribe([self.topic], listener=self)
+        await _timed(self._consumer.start(), f"join a group on Kafka at {self._bootstrap}", timeout_s=3 * _TIMEOUT_S)
+
+    async def describe(self) -> TopicState:
+        """Ask for the topic's id. Raises DependencyError if it is missing."""
+        states = await describe_topics(self._bootstrap, [self.topic])
+        if self.topic not in states:
+            raise DependencyError(f"topic {self.topic} is missing; `taskyard doctor` says more")
+        return states[self.topic]
+
+    async def poll(self, *, records: int, timeout_ms: int) -> dict[int, list[Record]]:
+        """Return records by partition, at most so many. Waits for timeout_ms, or longer during a rebalance."""
+        found = await _timed(
+            self._consumer.getmany(timeout_ms=timeout_ms, max_records=records),
+            "read records",
+            timeout_s=timeout_ms / 1000 + 3 * _TIMEOUT_S,
+        )
+        return {partition.partition: rows for partition, rows in found.items()}
+
+    def seek(self, offsets: Mapping[int, int]) -> None:
+        """Read each of these partitions from its offset on. Raises DependencyError if one is not ours any more."""
+        try:
+            for partition, offset in offsets.items():
+                self._consumer.seek(TopicPartition(self.topic, partition), offset)
+        except (KafkaError, ValueError) as error:
+            raise DependencyError(f"cannot seek in {self.topic}: {error}") from error
+
+    async def beginnings(self, partitions: Iterable[int]) -> dict[int, int]:
+        """Return the first offset that each partition still has."""
+        wanted = [TopicPartition(self.topic, partition) for partition in partitions]
+        found = await _timed(self._consumer.beginning_offsets(wanted), "read beginning offsets")
+        return {partition.partition: offset for partition, offset in found.items()}
+
+    def ends(self, partitions: Iterable[int]) -> dict[int, int]:
+        """Return the end of each partition as last seen; absent where it was not read yet."""
+        ends = {p: self._consumer.highwater(TopicPartition(self.topic, p)) for p in partitions}
+        return {partition: end for partition, end in ends.items() if end is not None}
+
+    async def commit(self, offsets: Mapping[int, int]) -> None:
+        """Store offsets in the group, for the lag that ordinary tools show; they decide nothing."""
+        wanted = {TopicPartition(self.topic, partition): offset for partition, offset in offsets.items()}
+        if wanted:
+            await _timed(self._consumer.commit(wanted), "commit offsets")
+
+    async def stop(self) -> None:
+        """Leave the group. Never raises, never waits for long: the session would run out anyway."""
+        if self._consumer is not None:
+            with contextlib.suppress(KafkaError, TimeoutError, OSError):
+                await asyncio.wait_for(self._consumer.stop(), _STOP_TIMEOUT_S)
+
+
+class TopicProducer:
+    """Publishes outcomes; one batch at a time. A producer that failed is replaced before the next batch (#1017)."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self._bootstrap = bootstrap
+        self._producer: Any = None
+
+    async def publish(self, records: Sequence[tuple[str, bytes, bytes, list[tuple[str, bytes]]]]) -> None:
+        """Publish (topic, key, value, headers) and return when all are acknowledged by all in-sync replicas.
+
+        Raises DependencyError if one was not; any of them may then have been published: consumers tell by id.
+        """
+        if self._producer is None:
+            producer: Any = AIOKafkaProducer(
+                bootstrap_servers=self._bootstrap, enable_idempotence=True, linger_ms=2, max_batch_size=256 << 10,
+                request_timeout_ms=int(_TIMEOUT_S * 1000), max_request_size=8 << 20,
+            )  # fmt: skip
+            await _timed(producer.start(), f"start a producer on Kafka at {self._bootstrap}")
+            self._producer = producer
+        try:
+            sent = [
+                await _timed(self._producer.send(topic, value, key=key, headers=headers), f"publish to {topic}")
+                for topic, key, value, headers in records
+            ]
+            await _timed(asyncio.gather(*sent), "publish outcomes", timeout_s=3 * _TIMEOUT_S)
+        except DependencyError:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Close the producer."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            with contextlib.suppress(KafkaError, TimeoutError, OSError):
+                await asyncio.wait_for(producer.stop(), _STOP_TIMEOUT_S)
+
+
+async def _timed(wait: Awaitable[T], what: str, *, timeout_s: float = _TIMEOUT_S) -> T:
+    try:
+        return await asyncio.wait_for(wait, timeout_s)
+    except TopicAlreadyExistsError:
+        raise
+    except TimeoutError as error:
+        raise DependencyError(f"Kafka did not {what} within {timeout_s:.0f} s; is it up? `taskyard doctor`") from error
+    except (KafkaError, OSError) as error:
+        raise DependencyError(f"cannot {what}: {error or type(error).__name__}") from error
+
+
+@contextlib.asynccontextmanager
+async def _running(client: Any, stop: Callable[[], Awaitable[Any]], what: str) -> AsyncGenerator[None]:
+    try:
+        await _timed(client.start(), f"reach {what}")
+        yield
+    finally:
+        with contextlib.suppress(KafkaError, TimeoutError, OSError):
+            await asyncio.wait_for(stop(), _STOP_TIMEOUT_S)
+
+
+@contextlib.asynccontextmanager
+async def _client(bootstrap: str) -> AsyncGenerator[Any]:
+    client: Any = AIOKafkaClient(bootstrap_servers=bootstrap, request_timeout_ms=int(_TIMEOUT_S * 1000))
+    try:
+        await _timed(client.bootstrap(), f"reach Kafka at {bootstrap}")
+        yield client
+    finally:
+        with contextlib.suppress(KafkaError, TimeoutError, OSError):
+            await asyncio.wait_for(client.close(), _STOP_TIMEOUT_S)

@@ -1,0 +1,149 @@
+"""The lane of one priority: poll, order, plan, apply. The main job, as one loop.
+
+While the cell applies one batch the next is read and planned. The fence makes that safe: a batch that does not start
+where its partition stands is refused, whoever sent it, and the lane goes back to what was applied.
+"""
+
+import asyncio
+import random
+import secrets
+import time
+
+import structlog
+
+from taskyard.dispatcher.arrivals import Arrival
+from taskyard.dispatcher.batches import batch_of
+from taskyard.dispatcher.cell.contract import Applied, Batch, DispatcherCell, Fenced, Full
+from taskyard.dispatcher.core.fleet import Fleet
+from taskyard.dispatcher.core.plan import plan
+from taskyard.dispatcher.intake import Chunk, Intake
+from taskyard.dispatcher.metrics import Metrics
+from taskyard.dispatcher.settings import IntakeSettings
+from taskyard.schemas.errors import DependencyError
+
+log = structlog.get_logger()
+
+PARKED_PERMILLE = {"critical": 1000, "high": 950, "normal": 900, "low": 800}
+"""The share of the park's bounds that a priority may fill: the lowest one is paused first."""
+
+_POLL_MS = 200
+# While the park is full: how often it is asked whether it still is.
+_FULL_PAUSE_S = 0.2
+_COMMIT_EVERY_S = 1.0
+
+
+class Lane:
+    """Run by one asyncio task. At most one apply call is in flight."""
+
+    def __init__(
+        self, priority: str, intake: Intake, fleet: Fleet, cell: DispatcherCell, settings: IntakeSettings,
+        metrics: Metrics, stopping: asyncio.Event,
+    ) -> None:  # fmt: skip
+        self.priority = priority
+        self._intake = intake
+        self._fleet = fleet
+        self._cell = cell
+        self._settings = settings
+        self._metrics = metrics
+        self._stopping = stopping
+        self._in_flight: asyncio.Task[bool] | None = None
+        self._commit_s = 0.0
+        # Written here, shown by /ready.
+        self.is_full = False
+
+    @property
+    def is_positioned(self) -> bool:
+        """Whether it reads where the cell stands, or has nothing to read."""
+        return self._intake.is_positioned
+
+    async def start(self) -> None:
+        """Join the consumer group. Raises DependencyError."""
+        await self._intake.consumer.start()
+
+    async def step(self) -> None:
+        """Read, plan and send one batch. Raises DependencyError; the next step starts from what was applied."""
+        try:
+            chunk = await self._intake.poll(records=self._settings.batch, timeout_ms=_POLL_MS)
+            if chunk is not None:
+                await self._send(chunk)
+            elif self._in_flight is not None:
+                await self.settle()
+            if time.monotonic() - self._commit_s > _COMMIT_EVERY_S:
+                self._commit_s = time.monotonic()
+                self._intake.measure_lag()
+                await self._intake.commit()
+        except DependencyError:
+            await self.settle(quietly=True)
+            self._intake.rewind()
+            raise
+
+    async def settle(self, *, quietly: bool = False) -> None:
+        """Wait for the call in flight. quietly: an error of it is passed over, since all is read again."""
+        task, self._in_flight = self._in_flight, None
+        if task is None:
+            return
+        try:
+            await task
+        except DependencyError:
+            if not quietly:
+                raise
+
+    async def stop(self) -> None:
+        """End what was begun, store the offsets, leave the group."""
+        try:
+            await self.settle(quietly=True)
+            await self._intake.commit()
+        except DependencyError as error:
+            log.warning("offsets_not_committed", priority=self.priority, error=str(error))
+        finally:
+            await self._intake.consumer.stop()
+
+    async def _send(self, chunk: Chunk) -> None:
+        arrivals = sorted(chunk.arrivals, key=_by_key)
+        seed = secrets.randbits(32)
+        now_ms = time.time() * 1000
+        decisions = plan([a.shape for a in arrivals], self._fleet, now_ms=now_ms, tie=random.Random(seed).random)
+        batch = batch_of(
+            chunk, arrivals, decisions, policy=self._fleet.policy.name, seed=seed,
+            view_age_ms=int(now_ms - self._fleet.seen_ms), parked_permille=PARKED_PERMILLE[self.priority],
+        )  # fmt: skip
+        await self.settle()
+        if self._intake.is_current(chunk):
+            self._in_flight = asyncio.create_task(self._apply(chunk, batch), name=f"apply {self.priority}")
+
+    async def _apply(self, chunk: Chunk, batch: Batch) -> bool:
+        """Apply until the cell takes or refuses the batch. False: refused, the intake has gone back."""
+        while True:
+            with self._metrics.apply_seconds.time():
+                result = await self._cell.apply(batch)
+            match result:
+                case Applied():
+                    self._applied(chunk, result)
+                    return True
+                case Fenced():
+                    log.info("batch_fenced", priority=self.priority, applied=result.applied)
+                    self._metrics.fenced.labels(self.priority).inc()
+                    self._intake.rewind()
+                    return False
+                case Full():
+                    self._full(result)
+                    if self._stopping.is_set():
+                        return False
+                    await asyncio.sleep(_FULL_PAUSE_S)
+
+    def _applied(self, chunk: Chunk, result: Applied) -> None:
+        self._intake.applied(chunk)
+        if self.is_full:
+            log.info("intake_resumed", priority=self.priority)
+        self.is_full = False
+        self._metrics.applied(self.priority, result.results)
+
+    def _full(self, result: Full) -> None:
+        if not self.is_full:
+            log.warning("intake_paused", priority=self.priority, parked=result.parked, outbox=result.outbox,
+                        parked_bytes=result.parked_bytes, next="Kafka keeps the rest until there is room")  # fmt: skip
+        self.is_full = True
+
+
+def _by_key(arrival: Arrival) -> float:
+    return arrival.key_ms

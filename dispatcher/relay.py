@@ -1,0 +1,94 @@
+"""The relay: publishes the outbox to `results` and `dead-letter`, by one dispatcher of the cell at a time.
+
+Order, and why: publish, wait for every acknowledgement, then trim. A relay that dies in between publishes again, with
+the same id and attempt, which a consumer can tell; the other way round an outcome would be lost.
+"""
+
+from collections.abc import Sequence
+
+import structlog
+
+from taskyard.dispatcher.cell.contract import DispatcherCell, Outgoing
+from taskyard.dispatcher.kafka import TopicProducer
+from taskyard.dispatcher.metrics import Metrics
+from taskyard.schemas.codec import JSON, codec_for
+from taskyard.schemas.entry import Entry, decode_entry
+from taskyard.schemas.errors import SchemaError
+from taskyard.schemas.outcome import DeadLetter, Outcome
+from taskyard.schemas.topics import Topics
+
+log = structlog.get_logger()
+
+_LEASE_MS = 3_000
+_AT_ONCE = 1_000
+
+OutgoingRecord = tuple[str, bytes, bytes, list[tuple[str, bytes]]]
+
+
+class Relay:
+    """Run by one asyncio task. owner: this dispatcher's random name, for the lease."""
+
+    def __init__(
+        self, cell: DispatcherCell, producer: TopicProducer, topics: Topics, metrics: Metrics, owner: str
+    ) -> None:
+        self._cell = cell
+        self._producer = producer
+        self._topics = topics
+        self._metrics = metrics
+        self._owner = owner
+
+    async def step(self) -> None:
+        """Publish all that is there, page by page, as long as the lease is ours. Raises DependencyError."""
+        while await self._cell.lease("relay", self._owner, ttl_ms=_LEASE_MS):
+            outgoing = await self._cell.outbox(count=_AT_ONCE)
+            if outgoing:
+                await self._producer.publish([record for row in outgoing for record in self._records(row)])
+                await self._cell.trim([row.stream_id for row in outgoing])
+            if len(outgoing) < _AT_ONCE:
+                return
+
+    async def stop(self) -> None:
+        """Close the producer and give the lease back."""
+        await self._producer.stop()
+        await self._cell.lease("relay", self._owner, ttl_ms=0)
+
+    def _records(self, row: Outgoing) -> Sequence[OutgoingRecord]:
+        self._metrics.outcomes.labels(row.kind).inc()
+        match row.kind:
+            case "outcome":
+                return [(self._topics.results, self._measured(row.body), row.body, [])]
+            case "refused":
+                return [(self._topics.dead_letter, b"", row.body, [])]
+            case "dead":
+                return self._dead(row, decode_entry(row.body))
+
+    def _measured(self, body: bytes) -> bytes:
+        """Return the outcome's id, the key of its record, and count its wait."""
+        try:
+            outcome = JSON.decode_outcome(body)
+        except SchemaError as error:
+            # A worker of another make wrote it; it is published as it is, for whoever can read it.
+            log.warning("outcome_unreadable", error=str(error))
+            return b""
+        if outcome.started_ms and outcome.arrived_ms:
+            self._metrics.wait.labels(outcome.priority).observe((outcome.started_ms - outcome.arrived_ms) / 1000)
+        return outcome.id.encode()
+
+    def _dead(self, row: Outgoing, entry: Entry) -> Sequence[OutgoingRecord]:
+        """A dead task is told twice: to those who wait for its result, and whole, to those who look into it."""
+        task = codec_for(entry.headers).decode_task(entry.wire)
+        at_ms = int(row.stream_id.partition("-")[0])
+        outcome = Outcome(
+            id=entry.id, type=task.type, status="dead", attempt=entry.attempt, priority=task.priority,
+            instance=row.instance, tenant=task.tenant, session=task.session, cause=f"{row.reason}: {row.cause}",
+            arrived_ms=int(entry.arrived_ms), finished_ms=at_ms,
+        )  # fmt: skip
+        letter = DeadLetter(
+            reason=row.reason, detail=row.cause, id=entry.id, type=task.type, attempt=entry.attempt,
+            causes=entry.causes, record=entry.wire, at_ms=at_ms,
+        )  # fmt: skip
+        key, headers = entry.id.encode(), list(entry.headers)
+        return [
+            (self._topics.results, key, JSON.encode_outcome(outcome), headers),
+            (self._topics.dead_letter, key, JSON.encode_dead_letter(letter), headers),
+        ]

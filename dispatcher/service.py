@@ -1,0 +1,172 @@
+"""The dispatcher as a process: the only place where its parts are put together."""
+
+import asyncio
+import contextlib
+import secrets
+import signal
+import time
+from collections.abc import Generator, Sequence
+
+import structlog
+
+from taskyard.dispatcher.arrivals import Reader
+from taskyard.dispatcher.cell.connection import Connection
+from taskyard.dispatcher.cell.redis import RedisCell
+from taskyard.dispatcher.cell.view import RedisView
+from taskyard.dispatcher.core.fleet import Fleet
+from taskyard.dispatcher.core.load import LeastAgentLoad
+from taskyard.dispatcher.intake import Intake
+from taskyard.dispatcher.kafka import TopicConsumer, TopicProducer, check_topics
+from taskyard.dispatcher.lane import Lane
+from taskyard.dispatcher.metrics import Metrics
+from taskyard.dispatcher.relay import Relay
+from taskyard.dispatcher.repeat import Step, repeat, until_done
+from taskyard.dispatcher.settings import Settings
+from taskyard.dispatcher.tick import Tick
+from taskyard.dispatcher.watch import Watch
+from taskyard.dispatcher.web import Health, Web
+from taskyard.schemas.errors import DependencyError
+from taskyard.schemas.limits import Limits
+from taskyard.schemas.topics import topics
+
+log = structlog.get_logger()
+
+_BEAT_S = 0.5
+_RELAY_IDLE_S = 0.02
+# A view of the fleet older than this is no ground to place on.
+_STALE_VIEW_MS = 5_000
+
+
+def consumer_group(cell: str, priority: str) -> str:
+    """The group in which the dispatchers of a cell share one priority's partitions."""
+    return f"taskyard.{cell}.{priority}"
+
+
+async def run(settings: Settings) -> None:
+    """Dispatch until SIGTERM or SIGINT, then end what was begun within `drain_ms`.
+
+    Raises ConfigError if a setting cannot hold here. Waits for Kafka and Redis for as long as they are away.
+    """
+    await Dispatcher(settings).run()
+
+
+class Dispatcher:
+    """One dispatcher. Its parts share one event loop; each mutable part has one owner."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.stopping = asyncio.Event()
+        self.health = Health()
+        self._name = secrets.token_hex(8)
+        self._metrics = Metrics()
+        self._connection = Connection(settings.redis, settings.cell)
+        self._cell = RedisCell(self._connection)
+        self._view = RedisView(self._connection)
+        self._fleet = Fleet(LeastAgentLoad())
+        self._topics = topics(settings.prefix)
+        self._lanes = [self._lane(priority, topic) for priority, topic in self._topics.tasks.items()]
+        self._watch = Watch(self._view, self._fleet, self._metrics)
+        self._tick = Tick(self._cell, self._view, self._fleet, settings, self._metrics, self._name)
+        self._relay = Relay(self._cell, TopicProducer(settings.kafka), self._topics, self._metrics, self._name)
+
+    def _lane(self, priority: str, topic: str) -> Lane:
+        settings = self.settings
+        limits = Limits(payload_bytes=settings.intake.payload_bytes)
+        consumer = TopicConsumer(
+            settings.kafka,
+            topic,
+            group=consumer_group(settings.cell, priority),
+            session_timeout_ms=settings.intake.session_timeout_ms,
+        )
+        reader = Reader(topic, priority, slack_ms=settings.slack_ms(), limits=limits)
+        intake = Intake(consumer, reader, self._cell, self._metrics)
+        return Lane(priority, intake, self._fleet, self._cell, settings.intake, self._metrics, self.stopping)
+
+    async def run(self) -> None:
+        """Start, serve until `stopping` is set, stop."""
+        web = Web(self.settings.http.host, self.settings.http.port, self.health, self._metrics)
+        log.info("dispatcher_started", name=self._name, cell=self.settings.cell, http_port=web.port)
+        try:
+            with _signals(self.stopping):
+                await self._serve()
+        finally:
+            web.stop()
+            await self._connection.close()
+            log.info("dispatcher_stopped", name=self._name)
+
+    async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            beat = group.create_task(self._beat(), name="beat")
+            for part, step in (("cell", self._open), ("topics", self._check_topics), ("fleet", self._watch.step)):
+                if not await self._until_done(part, step):
+                    break
+            else:
+                await self._run_loops()
+            beat.cancel()
+
+    async def _run_loops(self) -> None:
+        tick = self.settings.tick
+        async with asyncio.TaskGroup() as group:
+            loops = [
+                *[group.create_task(self._run_lane(lane), name=f"lane {lane.priority}") for lane in self._lanes],
+                group.create_task(self._repeat("watch", self._watch.step, tick.view_ms / 1000), name="watch"),
+                group.create_task(self._repeat("tick", self._tick.step, tick.period_ms / 1000), name="tick"),
+                group.create_task(self._repeat("relay", self._relay.step, _RELAY_IDLE_S), name="relay"),
+            ]
+            group.create_task(self._end_by_deadline(loops), name="deadline")
+        for stop in (self._relay.stop, self._tick.stop):
+            with contextlib.suppress(DependencyError):
+                await stop()
+
+    async def _run_lane(self, lane: Lane) -> None:
+        if await self._until_done(f"lane {lane.priority}", lane.start):
+            try:
+                await self._repeat(f"lane {lane.priority}", lane.step)
+            finally:
+                await lane.stop()
+
+    async def _repeat(self, name: str, step: Step, pause_s: float = 0) -> None:
+        await repeat(name, step, stopping=self.stopping, metrics=self._metrics, pause_s=pause_s)
+
+    async def _until_done(self, name: str, step: Step) -> bool:
+        return await until_done(name, step, stopping=self.stopping, metrics=self._metrics)
+
+    async def _end_by_deadline(self, loops: Sequence[asyncio.Task[None]]) -> None:
+        """Once stopping: let each loop end its step; name and cancel what has not by the deadline."""
+        await self.stopping.wait()
+        log.info("dispatcher_draining", name=self._name)
+        _, late = await asyncio.wait(loops, timeout=self.settings.drain_ms / 1000)
+        for task in late:
+            log.warning("loop_cut_off", loop=task.get_name(), next="its batch is applied or refused by the cell")
+            task.cancel()
+
+    async def _open(self) -> None:
+        await self._cell.open(self.settings.cell_config())
+
+    async def _check_topics(self) -> None:
+        faults = await check_topics(self.settings.kafka, self._topics, self.settings.topics)
+        for fault in faults:
+            log.warning("topic_differs", topic=fault.topic, fault=fault.what)
+
+    async def _beat(self) -> None:
+        while True:
+            now_s = time.monotonic()
+            self.health.beat_s = now_s
+            self.health.parts = {
+                "cell": time.time() * 1000 - self._fleet.seen_ms < _STALE_VIEW_MS,
+                "intake": all(lane.is_positioned for lane in self._lanes),
+            }
+            await asyncio.sleep(_BEAT_S)
+
+
+@contextlib.contextmanager
+def _signals(stopping: asyncio.Event) -> Generator[None]:
+    """Set `stopping` on SIGTERM and SIGINT."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
