@@ -57,17 +57,19 @@ class Dispatcher:
         self.settings = settings
         self.stopping = asyncio.Event()
         self.health = Health()
+        # 0 until `run` has bound it.
+        self.http_port = 0
         self._name = secrets.token_hex(8)
-        self._metrics = Metrics()
+        self.metrics = Metrics()
         self._connection = Connection(settings.redis, settings.cell)
         self._cell = RedisCell(self._connection)
         self._view = RedisView(self._connection)
         self._fleet = Fleet(LeastAgentLoad())
         self._topics = topics(settings.prefix)
         self._lanes = [self._lane(priority, topic) for priority, topic in self._topics.tasks.items()]
-        self._watch = Watch(self._view, self._fleet, self._metrics)
-        self._tick = Tick(self._cell, self._view, self._fleet, settings, self._metrics, self._name)
-        self._relay = Relay(self._cell, TopicProducer(settings.kafka), self._topics, self._metrics, self._name)
+        self._watch = Watch(self._view, self._fleet, self.metrics)
+        self._tick = Tick(self._cell, self._view, self._fleet, settings, self.metrics, self._name)
+        self._relay = Relay(self._cell, TopicProducer(settings.kafka), self._topics, self.metrics, self._name)
 
     def _lane(self, priority: str, topic: str) -> Lane:
         settings = self.settings
@@ -79,12 +81,13 @@ class Dispatcher:
             session_timeout_ms=settings.intake.session_timeout_ms,
         )
         reader = Reader(topic, priority, slack_ms=settings.slack_ms(), limits=limits)
-        intake = Intake(consumer, reader, self._cell, self._metrics)
-        return Lane(priority, intake, self._fleet, self._cell, settings.intake, self._metrics, self.stopping)
+        intake = Intake(consumer, reader, self._cell, self.metrics)
+        return Lane(priority, intake, self._fleet, self._cell, settings.intake, self.metrics, self.stopping)
 
     async def run(self) -> None:
         """Start, serve until `stopping` is set, stop."""
-        web = Web(self.settings.http.host, self.settings.http.port, self.health, self._metrics)
+        web = Web(self.settings.http.host, self.settings.http.port, self.health, self.metrics)
+        self.http_port = web.port
         log.info("dispatcher_started", name=self._name, cell=self.settings.cell, http_port=web.port)
         try:
             with _signals(self.stopping):
@@ -126,10 +129,10 @@ class Dispatcher:
                 await lane.stop()
 
     async def _repeat(self, name: str, step: Step, pause_s: float = 0) -> None:
-        await repeat(name, step, stopping=self.stopping, metrics=self._metrics, pause_s=pause_s)
+        await repeat(name, step, stopping=self.stopping, metrics=self.metrics, pause_s=pause_s)
 
     async def _until_done(self, name: str, step: Step) -> bool:
-        return await until_done(name, step, stopping=self.stopping, metrics=self._metrics)
+        return await until_done(name, step, stopping=self.stopping, metrics=self.metrics)
 
     async def _end_by_deadline(self, loops: Sequence[asyncio.Task[None]]) -> None:
         """Once stopping: let each loop end its step; name and cancel what has not by the deadline."""

@@ -121,7 +121,7 @@ class Fleet:
 
     def _made(self, shape: Shape) -> Pool:
         at = {name: index for index, name in enumerate(self.resources)}
-        others = [(at.get(name, MISSING), units) for name, units in shape.needs.items() if name != "slots"]
+        others = [(at.get(name, MISSING), units) for name, units in shape.needs.items() if units and name != "slots"]
         need = ((0, shape.needs.get("slots", 1)), *others)
         members = [i for i in self._by_type.get(shape.type, ()) if has_labels(i, shape)]
         return Pool(shape, members, need)

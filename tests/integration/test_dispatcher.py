@@ -1,0 +1,262 @@
+"""The dispatcher on real Kafka and Valkey: what is published takes effect exactly once, whatever it is."""
+
+import asyncio
+import json
+import urllib.error
+import urllib.request
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from taskyard.dispatcher.kafka import create_topics, lag
+from taskyard.dispatcher.service import consumer_group
+from taskyard.dispatcher.settings import (
+    HttpSettings,
+    IntakeSettings,
+    ParkSettings,
+    RetrySettings,
+    Settings,
+    TopicSettings,
+)
+from taskyard.dispatcher.web import Web
+from taskyard.schemas.codec import JSON
+from taskyard.schemas.errors import ConfigError
+from taskyard.schemas.priority import PRIORITIES
+from tests.conftest import TestServices
+from tests.integration.yard import Yard, open_yard, task, until
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def settings(services: TestServices, cell: str, prefix: str) -> Settings:
+    return Settings(
+        kafka=services.kafka,
+        redis=services.redis,
+        cell=cell,
+        prefix=prefix,
+        http=HttpSettings(port=0),
+        intake=IntakeSettings(session_timeout_ms=1_000),
+        topics=TopicSettings(partitions=2),
+        retry=RetrySettings(base_ms=1, cap_ms=2),
+    )
+
+
+@pytest.fixture
+async def yard(settings: Settings) -> AsyncGenerator[Yard]:
+    async with open_yard(settings) as opened:
+        yield opened
+
+
+async def test_tasks_of_every_priority_are_placed_and_their_outcomes_published(yard: Yard) -> None:
+    await yard.dispatcher()
+    await yard.instance("i", slots=100)
+
+    await yard.publish(*[task(f"{priority}-{n}", priority=priority) for priority in PRIORITIES for n in range(5)])
+
+    await until(lambda: _count(yard, "i", 20), what="all are on the queue")
+    await yard.finish_all("i")
+    outcomes = await yard.outcomes(20)
+    assert {outcome.id for outcome in outcomes} == {f"{p}-{n}" for p in PRIORITIES for n in range(5)}
+    await until(lambda: _is_outbox_empty(yard), what="the outbox is trimmed")
+
+
+async def test_every_kind_of_bad_record_is_a_dead_letter_and_none_blocks_its_partition(yard: Yard) -> None:
+    await yard.dispatcher()
+    await yard.instance("i", slots=100)
+    topic = yard.topics.tasks["normal"]
+    good = json.loads(JSON.encode_task(task("good")))
+    bad: dict[str, bytes | None] = {
+        "undecodable": b"\xff not json",
+        "version": json.dumps({**good, "id": "version", "v": 99}).encode(),
+        "oversize": json.dumps({**good, "id": "oversize", "payload": "x" * (300 << 10)}).encode(),
+        "invalid": json.dumps({**good, "id": "invalid", "requirements": {"slots": -1}}).encode(),
+    }
+
+    for value in (*bad.values(), None, b"", b"[]", json.dumps({**good, "id": "p", "priority": "critical"}).encode()):
+        await yard.publish_raw(topic, value, key=b"k", partition=0)
+    await yard.publish_raw(topic, JSON.encode_task(task("last")), partition=0)
+
+    letters = await yard.dead_letters(8)
+    assert [letter.reason for letter in letters[:4]] == list(bad)
+    assert {(letter.topic, letter.partition) for letter in letters} == {(topic, 0)}
+    assert [letter.offset for letter in letters] == list(range(8))
+    assert "requirements.slots" in letters[3].detail
+    assert letters[0].record == bad["undecodable"]
+    assert len(letters[2].record) <= 1024
+    assert "priority" in letters[7].detail
+    await until(lambda: _count(yard, "i", 1), what="the good record behind them is placed")
+
+
+async def test_an_unknown_agent_type_waits_with_a_reason_and_is_placed_when_an_instance_serves_it(yard: Yard) -> None:
+    await yard.dispatcher()
+    await yard.publish(task("t", agent_type="nobody"))
+    await until(lambda: _is_parked(yard, 1), what="the task is parked")
+
+    (shape,) = await yard.view.shapes()
+    await yard.instance("i", types=("nobody",))
+
+    assert (shape.shape, shape.instances) == ("n|nobody|slots=1|", 0)
+    await until(lambda: _count(yard, "i", 1), what="the registration has pulled it")
+
+
+async def test_an_unknown_agent_type_is_a_dead_letter_only_past_its_age(yard: Yard, settings: Settings) -> None:
+    park = ParkSettings(unknown_type_age_ms=300)
+    await yard.dispatcher(msgspec.structs.replace(settings, park=park))
+
+    await yard.publish(task("t", agent_type="nobody"))
+
+    (letter,) = await yard.dead_letters(1)
+    assert (letter.id, letter.reason) == ("t", "age")
+    assert "no instance serves the agent type nobody" in letter.detail
+    (outcome,) = await yard.outcomes(1)
+    assert (outcome.id, outcome.status) == ("t", "dead")
+
+
+async def test_a_parked_task_past_its_deadline_is_a_dead_letter(yard: Yard) -> None:
+    await yard.dispatcher()
+    now_ms = (await yard.view.level()).now_ms
+
+    await yard.publish(task("t", deadline_ms=now_ms + 300))
+
+    (letter,) = await yard.dead_letters(1)
+    assert (letter.id, letter.reason) == ("t", "deadline")
+
+
+async def test_the_same_id_published_twice_is_placed_once(yard: Yard) -> None:
+    await yard.dispatcher()
+    await yard.instance("i")
+
+    await yard.publish(task("t"), task("t"), task("other"))
+    await until(lambda: _count(yard, "i", 2), what="both ids are on the queue")
+    await yard.finish_all("i")
+    await yard.publish(task("t"), task("third"))
+    await until(lambda: _count(yard, "i", 1), what="the third is on the queue")
+
+    assert await yard.queued("i") == ["third"]
+
+
+async def test_two_dispatchers_share_the_partitions_and_one_that_dies_is_replaced(yard: Yard) -> None:
+    first, _ = await yard.dispatcher(), await yard.dispatcher()
+    await yard.instance("i", slots=1_000)
+    await yard.publish(*[task(f"before-{n}") for n in range(20)])
+    await until(lambda: _count(yard, "i", 20), what="those before are placed")
+
+    await yard.crash(first)
+    await yard.publish(*[task(f"after-{n}") for n in range(20)])
+
+    await until(lambda: _count(yard, "i", 40), what="those after are placed")
+    assert len(set(await yard.queued("i"))) == 40
+
+
+async def test_a_restarted_dispatcher_goes_on_from_what_was_applied(yard: Yard, settings: Settings) -> None:
+    await yard.stop(await yard.dispatcher())
+    await yard.publish(*[task(f"t{n}") for n in range(10)])
+    await yard.instance("i", slots=100)
+
+    await yard.dispatcher()
+    await until(lambda: _count(yard, "i", 10), what="those published meanwhile are placed")
+
+    groups = {yard.topics.tasks[p]: consumer_group(settings.cell, p) for p in PRIORITIES}
+    await until(lambda: _has_no_lag(settings.kafka, groups), what="the group shows no lag")
+
+
+async def test_a_full_park_pauses_the_lowest_priority_first_and_nothing_is_lost(yard: Yard, settings: Settings) -> None:
+    park = ParkSettings(tasks=20)
+    await yard.dispatcher(msgspec.structs.replace(settings, park=park, intake=IntakeSettings(batch=1)))
+    await yard.publish(*[task(f"low-{n}", priority="low") for n in range(30)])
+    await until(lambda: _is_parked(yard, 16), what="low has filled its share of 20")
+
+    await yard.publish(*[task(f"critical-{n}", priority="critical") for n in range(4)])
+    await until(lambda: _is_parked(yard, 20), what="critical has filled the rest")
+    await yard.instance("i", slots=1_000)
+
+    await until(lambda: _count(yard, "i", 34), what="all are placed once there is room")
+
+
+async def test_tasks_of_a_dead_worker_are_placed_again_and_dead_when_their_attempts_ran_out(yard: Yard) -> None:
+    await yard.dispatcher()
+    await yard.publish(task("t", max_attempts=2))
+    await until(lambda: _is_parked(yard, 1), what="the task is parked")
+
+    # Nobody can say whether such an instance has started its tasks: three losses are free, two count.
+    for n in range(5):
+        await yard.instance(f"i{n}", lease_ms=100)
+
+    (letter,) = await yard.dead_letters(1)
+    assert (letter.id, letter.reason, letter.attempt) == ("t", "attempts", 2)
+    assert [cause.reason for cause in letter.causes] == ["the lease ran out"] * 2
+
+
+async def test_health_and_metrics_are_served(yard: Yard) -> None:
+    dispatcher = await yard.dispatcher()
+    port = dispatcher.http_port
+    await yard.instance("i")
+    await yard.publish(task("t"))
+    await until(lambda: _count(yard, "i", 1), what="the task is placed")
+
+    status, body = await asyncio.to_thread(_get, port, "/ready")
+    assert (status, json.loads(body)["ready"]) == (200, True)
+    assert (await asyncio.to_thread(_get, port, "/live"))[0] == 200
+    assert (await asyncio.to_thread(_get, port, "/nothing"))[0] == 404
+    _, metrics = await asyncio.to_thread(_get, port, "/metrics")
+    assert 'taskyard_tasks_applied_total{outcome="placed",priority="normal"} 1.0' in metrics
+
+
+async def test_the_dashboard_asks_for_metrics_that_exist(yard: Yard) -> None:
+    dispatcher = await yard.dispatcher()
+    dashboard = json.loads((ROOT / "compose/grafana/dashboards/taskyard.json").read_text())
+    asked = {target["expr"] for panel in dashboard["panels"] for target in panel["targets"]}
+
+    _, metrics = await asyncio.to_thread(_get, dispatcher.http_port, "/metrics")
+    names = {line.split()[2] for line in metrics.splitlines() if line.startswith("# TYPE")}
+
+    words = {word for expr in asked for word in _words(expr) if word.startswith("taskyard_")}
+    assert words
+    assert {word.removesuffix("_bucket") for word in words} <= names
+
+
+async def test_a_port_in_use_is_a_clear_error(settings: Settings, yard: Yard) -> None:
+    dispatcher = await yard.dispatcher()
+
+    with pytest.raises(ConfigError, match=r"http: cannot listen on .* choose another"):
+        Web("127.0.0.1", dispatcher.http_port, dispatcher.health, dispatcher.metrics)
+
+
+async def test_topics_are_created_once_and_differences_are_told(settings: Settings) -> None:
+    name = f"{settings.prefix}mine"
+
+    await create_topics(settings.kafka, {name: 3}, replication=1)
+    await create_topics(settings.kafka, {name: 3}, replication=1)
+
+    assert await lag(settings.kafka, {name: "nobody"}) == {name: 0}
+
+
+async def _count(yard: Yard, instance: str, count: int) -> bool:
+    return len(await yard.queued(instance)) == count
+
+
+async def _is_parked(yard: Yard, count: int) -> bool:
+    return (await yard.view.level()).parked == count
+
+
+async def _is_outbox_empty(yard: Yard) -> bool:
+    return (await yard.view.level()).outbox == 0
+
+
+async def _has_no_lag(kafka: str, groups: dict[str, str]) -> bool:
+    return not any((await lag(kafka, groups)).values())
+
+
+def _words(expression: str) -> list[str]:
+    return "".join(c if c.isalnum() or c == "_" else " " for c in expression).split()
+
+
+def _get(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
