@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from taskyard.compose.artifacts import KAFKA_VERSION, listed_jars
+from taskyard.dispatcher.cli.app import COMMANDS
+from taskyard.dispatcher.cli.configure import configure
 
 FOLDER = Path(__file__).resolve().parents[2] / "compose"
 STACK: dict[str, Any] = yaml.safe_load((FOLDER / "docker-compose.yml").read_text())
@@ -58,6 +60,18 @@ def test_every_mount_exists(name: str) -> None:
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_dependency_is_a_service(name: str) -> None:
     assert set(SERVICES[name].get("depends_on", {})) <= set(SERVICES)
+
+
+@pytest.mark.parametrize("name", ["dispatcher", "worker"])
+def test_our_own_services_are_set_as_the_settings_have_it(name: str) -> None:
+    service = SERVICES[name]
+
+    configured = configure(environment=service["environment"])
+
+    assert configured.warnings == ()
+    assert configured.settings.kafka == "kafka:9092"
+    assert configured.settings.redis == "redis://valkey:6379/0"
+    assert service["command"][0] in {command for command, _, _ in COMMANDS}
 
 
 def test_prometheus_scrapes_the_port_that_dispatchers_serve() -> None:
