@@ -50,7 +50,7 @@ class Reader:
             if record.headers:
                 check_headers(record.headers, self._limits)
                 headers = tuple((name, content or b"") for name, content in record.headers)
-            task = codec_for(headers).decode_task(value, self._limits) if headers else JSON.decode_task(value)
+            task = (codec_for(headers) if headers else JSON).decode_task(value, self._limits)
             check_task(task, self._limits)
             if task.priority != self.priority:
                 raise SchemaError(f"{task.priority!r} came on the topic of {self.priority!r}", field="priority")

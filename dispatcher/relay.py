@@ -11,9 +11,10 @@ import structlog
 from taskyard.dispatcher.cell.contract import DispatcherCell, Outgoing
 from taskyard.dispatcher.kafka import TopicProducer
 from taskyard.dispatcher.metrics import Metrics
-from taskyard.schemas.codec import JSON, codec_for
+from taskyard.schemas.codec import codec_for, codec_of, content_headers
 from taskyard.schemas.entry import Entry, decode_entry
 from taskyard.schemas.errors import SchemaError
+from taskyard.schemas.limits import Limits
 from taskyard.schemas.outcome import DeadLetter, Outcome
 from taskyard.schemas.topics import Topics
 
@@ -21,6 +22,7 @@ log = structlog.get_logger()
 
 _LEASE_MS = 3_000
 _AT_ONCE = 1_000
+_ANY_SIZE = Limits(payload_bytes=1 << 30, envelope_bytes=1 << 30)
 
 OutgoingRecord = tuple[str, bytes, bytes, list[tuple[str, bytes]]]
 
@@ -56,27 +58,30 @@ class Relay:
         self._metrics.outcomes.labels(row.kind).inc()
         match row.kind:
             case "outcome":
-                return [(self._topics.results, self._measured(row.body), row.body, [])]
+                return [self._outcome(row.body)]
             case "refused":
                 return [(self._topics.dead_letter, b"", row.body, [])]
             case "dead":
                 return self._dead(row, decode_entry(row.body))
 
-    def _measured(self, body: bytes) -> bytes:
-        """Return the outcome's id, the key of its record, and count its wait."""
+    def _outcome(self, body: bytes) -> OutgoingRecord:
+        """Key the outcome by its id, and count its wait."""
+        codec = codec_of(body)
         try:
-            outcome = JSON.decode_outcome(body)
+            outcome = codec.decode_outcome(body)
         except SchemaError as error:
             # A worker of another make wrote it; it is published as it is, for whoever can read it.
             log.warning("outcome_unreadable", error=str(error))
-            return b""
+            return (self._topics.results, b"", body, [])
         if outcome.started_ms and outcome.arrived_ms:
             self._metrics.wait.labels(outcome.priority).observe((outcome.started_ms - outcome.arrived_ms) / 1000)
-        return outcome.id.encode()
+        return (self._topics.results, outcome.id.encode(), body, content_headers(codec))
 
     def _dead(self, row: Outgoing, entry: Entry) -> Sequence[OutgoingRecord]:
         """A dead task is told twice: to those who wait for its result, and whole, to those who look into it."""
-        task = codec_for(entry.headers).decode_task(entry.wire)
+        codec = codec_for(entry.headers)
+        # It was within the limits of the intake that accepted it, whatever ours are.
+        task = codec.decode_task(entry.wire, _ANY_SIZE)
         at_ms = int(row.stream_id.partition("-")[0])
         outcome = Outcome(
             id=entry.id, type=task.type, status="dead", attempt=entry.attempt, priority=task.priority,
@@ -89,6 +94,6 @@ class Relay:
         )  # fmt: skip
         key, headers = entry.id.encode(), list(entry.headers)
         return [
-            (self._topics.results, key, JSON.encode_outcome(outcome), headers),
-            (self._topics.dead_letter, key, JSON.encode_dead_letter(letter), headers),
+            (self._topics.results, key, codec.encode_outcome(outcome), headers),
+            (self._topics.dead_letter, key, codec.encode_dead_letter(letter), headers),
         ]

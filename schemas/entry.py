@@ -70,7 +70,7 @@ def encode_headers(headers: type_headers) -> bytes:
     return _U32.pack(len(body)) + body
 
 
-def encode_entry(
+def encode_entry(  # noqa: PLR0913 - one keyword for each part of the layout
     *,
     task_id: bytes,
     shape: bytes,
@@ -104,14 +104,16 @@ def decode_entry(data: bytes) -> Entry:
     try:
         version, attempt, max_attempts, evictions, key_ms, deadline_ms, arrived_ms = FIXED.unpack_from(data)
         if version != VERSION:
-            raise SchemaError(f"entry version {version}, this reader knows {VERSION}", field="version")
+            raise SchemaError(
+                f"entry version {version}, this reader knows {VERSION}", field="version", reason="version"
+            )
         at = FIXED.size
         parts: list[bytes] = []
         for length in (_U16, _U16, _U16, _U16, _U32):
             (size,) = length.unpack_from(data, at)
             at += length.size
             if at + size > len(data):
-                raise SchemaError("entry is cut short")
+                raise SchemaError("entry is cut short", reason="undecodable")
             parts.append(data[at : at + size])
             at += size
         task_id, shape, causes, receipt, headers = parts
@@ -129,10 +131,11 @@ def decode_entry(data: bytes) -> Entry:
             headers=_decode_headers(headers) if headers else (),
             wire=data[at:],
         )
-    except (struct.error, ValueError) as error:
-        raise SchemaError(f"entry cannot be decoded: {error}") from error
+    except (struct.error, ValueError, OverflowError) as error:
+        raise SchemaError(f"entry cannot be decoded: {error}", reason="undecodable") from error
 
 
 def _causes(text: str) -> tuple[Cause, ...]:
-    rows = [line.split("\t", 3) for line in text.splitlines() if line]
+    # Not splitlines: the library ends a line with a newline only, and a reason may hold what else Python parts at.
+    rows = [line.split("\t", 3) for line in text.split("\n") if line]
     return tuple(Cause(int(a), instance, int(float(at)), reason) for a, instance, at, reason in rows)

@@ -21,11 +21,14 @@ class SchemaError(TaskyardError):
     """A value that is not of the wire's form.
 
     field: the path of the field, such as `requirements.slots`; empty if the record could not be decoded at all.
+    reason: why a record is poison, one of the first four of `outcome.REASONS`: `undecodable` (not of the encoding at
+    all), `version` (of a version that this reader does not know), `oversize`, `invalid` (a field says which).
     """
 
-    def __init__(self, message: str, *, field: str = "") -> None:
+    def __init__(self, message: str, *, field: str = "", reason: str = "invalid") -> None:
         super().__init__(f"{field}: {message}" if field else message)
         self.field = field
+        self.reason = reason
 
 
 class DependencyError(TaskyardError):

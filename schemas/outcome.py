@@ -13,7 +13,6 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     status: `succeeded` or `dead` (its attempts, its deadline or its age ran out; `dead-letter` has the whole record).
     result: the handler's return value, encoded like the payload.
     arrived_ms, placed_ms, started_ms, finished_ms: Unix times; 0 where it never came to that.
-    receipt: how the last placement was chosen.
     """
 
     id: str
@@ -36,7 +35,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="dead_letter", tag_field="kind"):
     """A task that will not run, or a record that could not be read.
 
-    reason: one of `REASONS`. record: the value as published, cut to the first `FIRST_BYTES` when it was never decoded.
+    reason: the kind of fault; four of them are of records that could not be read.
+    detail: the fault in words.
+    record: the value as published; its first 1,024 bytes if it could not be read.
     topic, partition, offset: where the record was, when it was refused at intake.
     """
 

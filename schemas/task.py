@@ -27,7 +27,7 @@ def new_task_id() -> TaskId:
 class Task(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="task", tag_field="kind"):
     """One unit of agent work.
 
-    id: unique among the tasks that the cell remembers; publishing it again is a no-op. Form: `limits.ID`.
+    id: unique among the tasks that the cell remembers; publishing it again is a no-op. Letters, digits and . _ : -
     type: the agent type that an instance must serve.
     payload: one encoded value, never looked into; the handler's typed argument is decoded from it.
     requirements: resource name -> whole units (slots, cpu_milli, memory_mib, any declared name); slots is 1 if absent.

@@ -12,6 +12,8 @@ from taskyard.schemas.task import Task
 
 _STEPS_PER_OCTAVE = 8
 _DECIMAL_DIGITS = 2
+# A vector counts in 32 bits.
+_MAX_UNITS = 2**31 - 1
 
 
 class Shape(NamedTuple):
@@ -55,7 +57,7 @@ def class_units(units: int) -> int:
     """
     decimal = 10 ** max(0, len(str(units)) - _DECIMAL_DIGITS)
     binary = max(1, (1 << units.bit_length() - 1) // _STEPS_PER_OCTAVE) if units else 1
-    return min(-(-units // decimal) * decimal, -(-units // binary) * binary)
+    return min(-(-units // decimal) * decimal, -(-units // binary) * binary, max(units, _MAX_UNITS))
 
 
 def _rounded(name: str, units: int) -> int:
