@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from taskyard.dispatcher.arrivals import Arrival
 from taskyard.dispatcher.cell.contract import Batch, Planned
+from taskyard.dispatcher.core.fleet import Instance
 from taskyard.dispatcher.core.plan import Decision
 from taskyard.dispatcher.core.receipt import Receipt, encode_receipt
 from taskyard.dispatcher.intake import Chunk
@@ -16,14 +17,14 @@ def batch_of(
 ) -> Batch:  # fmt: skip
     """Make the batch of a chunk. arrivals: in order of their keys, with one decision each."""
     shapes: dict[str, int] = {}
-    instances: dict[tuple[str, str], int] = {}
+    instances: dict[Instance, int] = {}
     tasks: list[Planned] = []
     for index, (arrival, decision) in enumerate(zip(arrivals, decisions, strict=True)):
-        candidates = tuple([instances.setdefault((i.id, i.tag), len(instances)) for i in decision.candidates])
+        candidates = tuple([instances.setdefault(i, len(instances)) for i in decision.candidates])
         receipt = _receipt(decision, policy, seed, index, view_age_ms)
         shape = shapes.setdefault(arrival.shape, len(shapes))
         tasks.append(Planned(shape, candidates, _entry(arrival, receipt)))
-    return Batch(chunk.ranges, list(instances), list(shapes), tasks, chunk.refused, parked_permille)
+    return Batch(chunk.ranges, [(i.id, i.tag) for i in instances], list(shapes), tasks, chunk.refused, parked_permille)
 
 
 def _receipt(decision: Decision, policy: str, seed: int, index: int, view_age_ms: int) -> bytes:

@@ -18,7 +18,7 @@ class Instance:
     """One instance as the plan sees it. Written by Fleet only."""
 
     __slots__ = (
-        "capacity", "cpu", "errors", "free", "headroom", "id", "is_open", "labels", "memory", "registered_ms",
+        "capacity", "charge", "cpu", "errors", "free", "headroom", "id", "is_open", "labels", "memory", "registered_ms",
         "shares", "tag", "types",
     )  # fmt: skip
 
@@ -32,6 +32,8 @@ class Instance:
         self.capacity = [view.capacity.get(name, 0) for name in resources]
         self.free = [view.free.get(name, 0) for name in resources]
         self.registered_ms = view.registered_ms
+        # How often something was placed on it: an entry of a heap made before is out of date.
+        self.charge = 0
         # As the instance reports itself, 0 to 1.
         self.cpu = view.reported.cpu_permille / 1000
         self.memory = view.reported.memory_permille / 1000
@@ -48,10 +50,13 @@ class Instance:
         free = self.free
         if not self.is_open or free[0] - need[0][1] < (0 if is_critical else self.headroom):
             return False
+        if len(need) == 1:
+            return True
         return all(index < len(free) and free[index] >= units for index, units in need[1:])
 
     def take(self, need: Sequence[tuple[int, int]]) -> None:
         """Count a placement."""
+        self.charge += 1
         for index, units in need:
             self.free[index] -= units
 
@@ -59,8 +64,8 @@ class Instance:
 class Pool:
     """The instances that may take tasks of one shape, as a heap by load. Rebuilt by the plan after each refresh.
 
-    heap: (load, tie, position, instance); an entry's load is true or too low, never too high, since between two
-    refreshes instances only fill up.
+    heap: (load, tie, charge, instance). The load is true if the instance's charge is still the same; otherwise too low,
+    since between two refreshes instances only fill up.
     """
 
     __slots__ = ("heap", "is_stale", "members", "need", "shape")
@@ -69,7 +74,7 @@ class Pool:
         self.shape = shape
         self.members = members
         self.need = need
-        self.heap: list[tuple[float, float, Instance]] = []
+        self.heap: list[tuple[float, float, int, Instance]] = []
         self.is_stale = True
 
 

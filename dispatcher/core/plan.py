@@ -49,7 +49,7 @@ def _rebuild(pool: Pool, fleet: Fleet, now_ms: float, tie: Callable[[], float]) 
     """Make the heap anew from the members that fit."""
     policy, need, is_critical, agent_type = fleet.policy, pool.need, pool.shape.is_critical, pool.shape.type
     pool.heap = [
-        (policy(instance, agent_type, now_ms), tie(), instance)
+        (policy(instance, agent_type, now_ms), tie(), instance.charge, instance)
         for instance in pool.members
         if instance.fits(need, is_critical=is_critical)
     ]
@@ -59,29 +59,30 @@ def _rebuild(pool: Pool, fleet: Fleet, now_ms: float, tie: Callable[[], float]) 
 
 def _least_loaded(pool: Pool, fleet: Fleet, now_ms: float, tie: Callable[[], float]) -> Decision | None:
     """Take the top of the heap; one that was filled through another pool sinks to where it belongs, or leaves."""
-    heap, need, shape = pool.heap, pool.need, pool.shape
-    policy = fleet.policy
+    heap = pool.heap
     while heap:
-        load, _, instance = heap[0]
-        if not instance.fits(need, is_critical=shape.is_critical):
-            heapq.heappop(heap)
-            continue
-        true_load = policy(instance, shape.type, now_ms)
-        if true_load > load + 1e-9:
-            heapq.heapreplace(heap, (true_load, tie(), instance))
+        load, _, charge, instance = heap[0]
+        if instance.charge != charge:
+            _sink(pool, instance, fleet, now_ms, tie)
             continue
         others = heap[1:3]
-        instance.take(need)
-        decision = Decision(
-            (instance, *[other[2] for other in others]),
-            load,
-            min([other[0] for other in others], default=0.0),
-            len(heap),
-            "",
-        )
-        heapq.heapreplace(heap, (policy(instance, shape.type, now_ms), tie(), instance))
+        candidates = (instance, *[other[3] for other in others])
+        runner_up_load = min([other[0] for other in others], default=0.0)
+        decision = Decision(candidates, load, runner_up_load, len(heap), "")
+        instance.take(pool.need)
+        _sink(pool, instance, fleet, now_ms, tie)
         return decision
     return None
+
+
+def _sink(pool: Pool, instance: Instance, fleet: Fleet, now_ms: float, tie: Callable[[], float]) -> None:
+    """Put the top, this instance, where its load is now; out of the heap if nothing fits it any more."""
+    shape = pool.shape
+    if instance.fits(pool.need, is_critical=shape.is_critical):
+        entry = (fleet.policy(instance, shape.type, now_ms), tie(), instance.charge, instance)
+        heapq.heapreplace(pool.heap, entry)
+    else:
+        heapq.heappop(pool.heap)
 
 
 def _why(pool: Pool, fleet: Fleet) -> str:
