@@ -306,7 +306,8 @@ class TopicProducer:
 
 async def _timed(wait: Awaitable[T], what: str, *, timeout_s: float = _TIMEOUT_S) -> T:
     try:
-        return await asyncio.wait_for(wait, timeout_s)
+        async with asyncio.timeout(timeout_s):
+            return await wait
     except TopicAlreadyExistsError:
         raise
     except TimeoutError as error:

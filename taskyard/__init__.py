@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from taskyard.workers.context import Context as Context
     from taskyard.workers.errors import GiveUp as GiveUp
     from taskyard.workers.errors import Retry as Retry
+    from taskyard.workers.instance import InstanceSpec as InstanceSpec
     from taskyard.workers.worker import Worker as Worker
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "DeadLetter",
     "DependencyError",
     "GiveUp",
+    "InstanceSpec",
     "InvariantViolated",
     "Outcome",
     "Producer",
@@ -58,6 +60,7 @@ _HOME: dict[str, str] = {
     "DeadLetter": "taskyard.schemas.outcome",
     "DependencyError": "taskyard.schemas.errors",
     "GiveUp": "taskyard.workers.errors",
+    "InstanceSpec": "taskyard.workers.instance",
     "InvariantViolated": "taskyard.schemas.errors",
     "Outcome": "taskyard.schemas.outcome",
     "Producer": "taskyard.producers.producer",

@@ -5,6 +5,7 @@ calls knows what may be repeated. Replies are as RESP2 has them: bytes, integers
 own conversions differ by command and protocol version.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -93,12 +94,18 @@ class Connection:
 
 
 async def _translated(client: redis.Redis, words: tuple[str | bytes | float, ...]) -> Any:
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
     try:
-        return await cast("Any", client).execute_command(*words)
+        reply = await cast("Any", client).execute_command(*words)
     except ResponseError as error:
         raise DependencyError(f"Redis refused {_named(words)}: {error}") from error
     except (RedisError, OSError, TimeoutError) as error:
         raise DependencyError(f"Redis did not answer {_named(words)}: {error or type(error).__name__}") from error
+    if task and task.cancelling() > before:
+        # redis-py waits in `asyncio.wait_for`, which on Python 3.11 swallows a cancellation that comes with the result.
+        raise asyncio.CancelledError
+    return reply
 
 
 def _named(words: tuple[str | bytes | float, ...]) -> str:

@@ -1,0 +1,117 @@
+"""Keeping an instance: register it, send its endings, and begin again when the cell refuses it."""
+
+import asyncio
+import logging
+import time
+from functools import partial
+
+from taskyard.dispatcher.cell.contract import Evicting, Finished, Refused, WorkerCell
+from taskyard.workers.attempt import Attempt
+from taskyard.workers.instance import Instance
+from taskyard.workers.link import Link, backoff_s
+
+log = logging.getLogger("taskyard.worker")
+
+_STABLE_LEASES = 3  # a registration that lasted this long was no quarrel over the instance's id
+_PAGE_WAIT_S = 0.02  # between two pages of a former registration that is being taken back
+
+
+class Keeper:
+    """One for a process; each instance has an asyncio task of its own that runs `keep`."""
+
+    def __init__(self, cell: WorkerCell, link: Link, lease_ms: int) -> None:
+        self._cell = cell
+        self._link = link
+        self._lease_ms = lease_ms
+
+    async def keep(self, instance: Instance) -> None:
+        """Hold a lease and send endings until the instance is stopped; ends by itself then."""
+        losses = 0
+        while instance.life.state != "stopped":
+            await self._register(instance)
+            registered_s = time.monotonic()
+            while instance.is_live:
+                await instance.wake.wait()
+                instance.wake.clear()
+                await self._finish_all(instance)
+            if instance.life.state == "starting":
+                is_stable = time.monotonic() - registered_s > _STABLE_LEASES * self._lease_ms / 1000
+                losses = 0 if is_stable else losses + 1
+                # Two processes under one id take it from each other for ever: ever more slowly.
+                await asyncio.sleep(backoff_s(losses, cap_s=self._lease_ms / 1000))
+
+    async def _register(self, instance: Instance) -> None:
+        epoch, tries = instance.new_epoch(), 0
+        offer = instance.spec.registration(self._lease_ms)
+        while instance.life.state == "starting":
+            reply = await self._link.answer(partial(self._cell.register, instance.spec.id, epoch, offer))
+            if isinstance(reply, Evicting):
+                log.debug("instance_waits", extra={"instance": instance.spec.id, "left": reply.left})
+                await asyncio.sleep(backoff_s(tries, first_s=_PAGE_WAIT_S, cap_s=1.0))
+                tries += 1
+            elif instance.life.state == "starting":
+                instance.begin(reply.generation, reply.cursor)
+                log.info("instance_registered", extra={"instance": instance.spec.id, "epoch": epoch})
+            else:  # stopped while the call was under way
+                await self.leave(instance)
+
+    async def _finish_all(self, instance: Instance) -> None:
+        while instance.is_live and (batch := instance.take_batch()):
+            await self._link.answer(partial(self._finish, instance, instance.epoch, batch))
+
+    async def _finish(self, instance: Instance, epoch: str, batch: list[Attempt]) -> None:
+        """Send endings once. Repeating it is harmless; what a resync has taken away meanwhile is left out."""
+        async with instance.lock:
+            if instance.epoch != epoch or not instance.is_live:
+                return
+            ours = [attempt for attempt in batch if not attempt.is_taken]
+            if not ours:
+                return
+            reply = await self._cell.finish(instance.spec.id, epoch, [attempt.ending() for attempt in ours])
+            if isinstance(reply, Refused):
+                _lose(instance, epoch, reply)
+                return
+            instance.settle(ours)
+        _log_uncounted(instance, ours, reply)
+
+    async def leave(self, instance: Instance) -> None:
+        """Unregister, page by page; what is left on the queue goes to others."""
+        while True:
+            reply = await self._link.answer(partial(self._cell.leave, instance.spec.id, instance.epoch))
+            if isinstance(reply, Refused) or reply.left == 0:
+                log.info("instance_left", extra={"instance": instance.spec.id})
+                return
+
+    async def close(self, instance: Instance) -> None:
+        """Let nothing more be placed on it; from then on what arrives is given back."""
+        if instance.life.state == "starting":
+            instance.life.move("stopped")
+        if not instance.is_live:
+            return
+        epoch = instance.epoch
+        call = partial(self._cell.close_instance, instance.spec.id, epoch, "draining")
+        is_ours = await self._link.answer(call)
+        # Not before the answer: a task given back to an open instance could come here once more.
+        drain(instance)
+        if not is_ours:
+            _lose(instance, epoch, Refused("stale"))
+
+
+def drain(instance: Instance) -> None:
+    """Move a running instance to draining."""
+    if instance.life.state == "running":
+        instance.life.move("draining")
+    elif instance.life.state == "starting":
+        instance.life.move("stopped")
+
+
+def _lose(instance: Instance, epoch: str, reply: Refused) -> None:
+    # Another loop may have noticed it before.
+    if instance.is_live and instance.epoch == epoch:
+        instance.lose(reply.why)
+
+
+def _log_uncounted(instance: Instance, attempts: list[Attempt], reply: Finished) -> None:
+    if not all(reply.accepted):
+        gone = [a.task_id for a, counted in zip(attempts, reply.accepted, strict=True) if not counted]
+        log.debug("endings_not_counted", extra={"instance": instance.spec.id, "task_ids": gone})
