@@ -66,12 +66,18 @@ class RedisCell:
         return Beaten(generation.decode(), now_ms, reason.decode(), recalled.decode())
 
     async def read(self, cursors: Mapping[str, str], *, count: int, block_ms: int) -> list[Delivery]:
-        """Wait for entries behind the cursors, at most `count` an instance. One read at a time for one cell object."""
+        """Read entries behind the cursors, at most `count` an instance; without any, wait for up to block_ms.
+
+        0 does not wait. One read at a time for one cell object.
+        """
+        if not cursors:
+            return []
         if self._read is None or self._read_block_ms != block_ms:
             self._read, self._read_block_ms = self._connection.reader(block_ms=block_ms), block_ms
         prefix = f"{self._root}:q:"
         names = [prefix + instance for instance in cursors]
-        reply = await self._read("XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", *names, *cursors.values())
+        wait = ("BLOCK", block_ms) if block_ms else ()  # BLOCK 0 would wait for ever
+        reply = await self._read("XREAD", "COUNT", count, *wait, "STREAMS", *names, *cursors.values())
         skip = len(prefix)
         return [
             Delivery(name[skip:].decode(), stream_id.decode(), fields[1])

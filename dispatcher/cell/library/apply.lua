@@ -50,11 +50,11 @@ end
 local function known_of(c, ids)
   local known = {}
   if #ids == 0 then return known end
-  for _, suffix in ipairs({ ':where', ':done0', ':done1' }) do
-    local found = redis.call('HMGET', key(c, suffix), unpack(ids))
-    for i, id in ipairs(ids) do
-      if found[i] then known[id] = true end
-    end
+  local where = redis.call('HMGET', key(c, ':where'), unpack(ids))
+  local done0 = redis.call('HMGET', key(c, ':done0'), unpack(ids))
+  local done1 = redis.call('HMGET', key(c, ':done1'), unpack(ids))
+  for i = 1, #ids do
+    if where[i] or done0[i] or done1[i] then known[ids[i]] = true end
   end
   return known
 end
@@ -66,51 +66,47 @@ local function candidates_of(c, instances)
   if #names == 0 then return names, valid end
   local packed = redis.call('HMGET', key(c, ':free'), unpack(names))
   for i, pair in ipairs(instances) do
-    local f = remember_free(c, pair[1], packed[i])
-    valid[i] = f and f[1] == struct.unpack('<I4', pair[2])
+    local f = c.free[pair[1]] -- one table each, also if it is named twice
+    if f == nil then f = remember_free(c, pair[1], packed[i]) end
+    valid[i] = f and f[1] == struct.unpack('<I4', pair[2]) and f
   end
   return names, valid
 end
 
-local function place_on_candidate(c, task, names, valid)
-  for n = 1, 3 do
-    local i = task.candidates[n]
-    if valid[i] then
-      local f = c.free[names[i]]
-      if fits(c, names[i], f, task.shape) then
-        place(c, names[i], f, task.shape, task.entry, task.id, 1, n)
-        return tostring(n)
+local VIA = { '1', '2', '3' }
+
+-- Place, or park, one task that the cell did not know. n1 n2 n3: its candidates in names, 0 none.
+local function place_new(c, entry, id, shape, names, valid, n1, n2, n3, pullers)
+  local order_key, deadline = struct.unpack('<dd', entry, 5)
+  local head = shape.head
+  if head == nil then
+    head = tonumber(redis.call('ZSCORE', key(c, ':heads:' .. shape.type), shape.text) or math.huge)
+    shape.head = head
+  end
+  if head <= order_key then -- behind an earlier one; the candidates then pull whichever is first
+    if valid[n1] then pullers[names[n1]] = true end
+    if valid[n2] then pullers[names[n2]] = true end
+    if valid[n3] then pullers[names[n3]] = true end
+  else
+    for n = 1, 3 do
+      local i = n == 1 and n1 or n == 2 and n2 or n3
+      local f = valid[i]
+      if f and fits(c, names[i], f, shape) then
+        place(c, names[i], f, shape, entry, id, 1, VIA[n])
+        return VIA[n]
       end
     end
-  end
-  return nil
-end
-
-local function place_new(c, task, names, valid, pullers)
-  local shape = task.shape
-  local order_key, deadline = struct.unpack('<dd', task.entry, 5)
-  if shape.head == nil then
-    shape.head = tonumber(redis.call('ZSCORE', key(c, ':heads:' .. shape.type), shape.text) or math.huge)
-  end
-  if shape.head <= order_key then
-    for n = 1, 3 do
-      local i = task.candidates[n]
-      if valid[i] then pullers[names[i]] = true end
-    end
-  else
-    local how = place_on_candidate(c, task, names, valid)
-    if how then return how end
     if not shape.is_full then
       local instance, f = any_open(c, shape)
       if instance then
-        place(c, instance, f, shape, task.entry, task.id, 1, 'o')
+        place(c, instance, f, shape, entry, id, 1, 'o')
         return 'o'
       end
       shape.is_full = true -- asked once a call
     end
     shape.head = order_key
   end
-  park(c, shape, task.entry, task.id, 1, order_key, deadline)
+  park(c, shape, entry, id, 1, order_key, deadline)
   return 'p'
 end
 
@@ -133,9 +129,8 @@ local function apply(keys, args)
       results[i] = 'k'
     else
       known[id] = true
-      local s, first, second, third = struct.unpack('<HHHH', args[2], 8 * i - 7)
-      local task = { id = id, entry = args[3 + i], shape = shapes[s], candidates = { first, second, third } }
-      results[i] = place_new(c, task, names, valid, pullers)
+      local s, n1, n2, n3 = struct.unpack('<HHHH', args[2], 8 * i - 7)
+      results[i] = place_new(c, args[3 + i], id, shapes[s], names, valid, n1, n2, n3, pullers)
     end
   end
   for instance in pairs(pullers) do pull(c, instance, n, 's') end

@@ -10,7 +10,7 @@ local function queued(where)
   return { via = via, stream_id = stream_id, attempt = tonumber(attempt), instance = instance, shape = shape }
 end
 
--- One ending that counts: the task leaves the queue and its reservation is given back.
+-- One ending that counts: the task leaves the queue and its reservation is given back. False if it is not there.
 local function end_attempt(c, instance, ending, detail, at)
   local how = ending[4]
   local queue = key(c, ':q:' .. instance)
@@ -20,6 +20,7 @@ local function end_attempt(c, instance, ending, detail, at)
     c.done[ending[1]] = 's|' .. instance .. '|' .. at.attempt .. '|' .. string.format('%.0f', c.now)
   else
     local row = redis.call('XRANGE', queue, ending[2], ending[2])[1]
+    if not row then return false end -- its place says that it is here and it is not: for the auditor to mend
     local entry = row[2][2]
     if how == 'gave_up' then
       local head = read_head(entry)
@@ -32,6 +33,7 @@ local function end_attempt(c, instance, ending, detail, at)
     end
   end
   give(c, instance, shape_of(c, at.shape))
+  return true
 end
 
 -- finish: KEYS[1] root; ARGV instance, epoch, MessagePack [[id, stream id, attempt, how, delay_ms]...], detail...
@@ -44,15 +46,15 @@ local function finish(keys, args)
   local refused = refusal(c, instance, args[2])
   if refused then return refused end
   local endings, ids = cmsgpack.unpack(args[3]), {}
+  if #endings == 0 then return { 'ok', '', 0 } end
   for i, ending in ipairs(endings) do ids[i] = ending[1] end
   local places = redis.call('HMGET', key(c, ':where'), unpack(ids))
   local counted, gone, seen = {}, {}, {}
   for i, ending in ipairs(endings) do
     local at = queued(places[i])
     local is_ours = at and at.instance == instance and at.stream_id == ending[2] and at.attempt == ending[3]
-    if is_ours and not seen[ending[1]] then
+    if is_ours and not seen[ending[1]] and end_attempt(c, instance, ending, args[3 + i], at) then
       seen[ending[1]] = true
-      end_attempt(c, instance, ending, args[3 + i], at)
       gone[#gone + 1] = ending[2]
       counted[i] = '1'
     else
@@ -99,12 +101,20 @@ local function unplace(c, id, where)
   return false
 end
 
+-- Whether the capacity is there, whatever the state and the headroom of the instance: what runs there runs already.
+local function has_room(f, shape)
+  if f[FIRST] < shape.slots then return false end
+  for i = 1, #shape.needs, 2 do
+    if shape.needs[i + 1] > (f[shape.needs[i]] or 0) then return false end
+  end
+  return true
+end
+
 -- Adopt a running task that the cell does not have on this instance: its state went back to before the placement.
-local function adopt(c, instance, running, entry, where)
+local function adopt(c, instance, running, entry, head, where)
   local id, attempt = running[1], running[3]
-  local head = read_head(entry)
   local shape, f = shape_of(c, head.shape), free_of(c, instance)
-  if head.id ~= id or not f or not fits(c, instance, f, shape) then return '' end
+  if head.id ~= id or head.attempt ~= attempt or not f or not has_room(f, shape) then return '' end
   if where and (tonumber(string.match(where, '^.|.-|(.-)|')) ~= attempt or not unplace(c, id, where)) then return '' end
   place(c, instance, f, shape, entry, id, attempt, 'r')
   return queued(c.where[id]).stream_id
@@ -117,22 +127,25 @@ local function resync(keys, args)
   local c, instance = begin(keys), args[1]
   local refused = refusal(c, instance, args[2])
   if refused then return refused end
-  local tasks, ids = cmsgpack.unpack(args[3]), {}
-  for i, running in ipairs(tasks) do ids[i] = running[1] end
+  local tasks, ids, heads = cmsgpack.unpack(args[3]), {}, {}
+  for i, running in ipairs(tasks) do
+    ids[i], heads[i] = running[1], read_head(args[3 + i])
+    shape_of(c, heads[i].shape) -- an entry that is none must fail before anything is written
+  end
   local reply = { 'ok', meta(c, 'generation') or '' }
   if #ids == 0 then return reply end
   local places = redis.call('HMGET', key(c, ':where'), unpack(ids))
   local done0 = redis.call('HMGET', key(c, ':done0'), unpack(ids))
   local done1 = redis.call('HMGET', key(c, ':done1'), unpack(ids))
   for i, running in ipairs(tasks) do
-    local at = queued(places[i])
+    local at = queued(c.where[running[1]] or places[i])
     if at then
       local is_ours = at.instance == instance and at.attempt == running[3]
       reply[#reply + 1] = is_ours and at.stream_id or ''
     elseif done0[i] or done1[i] then
       reply[#reply + 1] = ''
     else
-      reply[#reply + 1] = adopt(c, instance, running, args[3 + i], places[i])
+      reply[#reply + 1] = adopt(c, instance, running, args[3 + i], heads[i], places[i])
     end
   end
   finish_call(c)

@@ -31,6 +31,9 @@
 
 local MAX_RESOURCES = 16
 local UNREAD = 'not reading' -- why an instance that beats but does not read is closed
+-- Why an instance is closed whose entries are being taken back, a page a call. Its epoch counts no more: were its lease
+-- renewed between two pages, it would stay closed for good with half of its queue.
+local LEAVING = 'its entries are being taken back'
 
 local function begin(keys)
   local time = redis.call('TIME')

@@ -25,22 +25,25 @@ local function set_flag(c, instance, flag)
 end
 
 -- Take back up to `limit` entries of the instance, oldest first. Entries up to the reported cursor have been read, so
--- their attempt counts. Returns how many are left; at 0 the instance is gone. Nothing is given to the vector: it ends
--- with the instance.
+-- their attempt counts. Returns how many are left; at 0 the instance is gone. Once begun it is not undone: the lease
+-- is set to have run out, so that evict goes on whoever began.
 local function take_back(c, instance, limit, reason)
   set_flag(c, instance, CLOSED)
-  write_free(c)
+  write_free(c) -- at once: what is taken back must not be placed here again
+  redis.call('HSET', key(c, ':closed'), instance, LEAVING)
+  redis.call('ZADD', key(c, ':lease'), 0, instance)
   local queue = key(c, ':q:' .. instance)
   local report = redis.call('HGET', key(c, ':report'), instance)
   local cursor = report and cmsgpack.unpack(string.sub(report, 9))[1] or '0-0'
   local rows, gone = redis.call('XRANGE', queue, '-', '+', 'COUNT', limit), {}
-  for i, row in ipairs(rows) do gone[i] = row[1] end
-  in_chunks('XDEL', queue, gone, 4000)
-  for _, row in ipairs(rows) do
+  for i, row in ipairs(rows) do
+    gone[i] = row[1]
     local started = nil
     if is_up_to(row[1], cursor) then started = true end
+    give(c, instance, shape_of(c, read_head(row[2][2]).shape))
     again(c, row[2][2], instance, reason, 0, started)
   end
+  in_chunks('XDEL', queue, gone, 4000) -- after it has its next place: torn, a task is there twice rather than nowhere
   local left = redis.call('XLEN', queue)
   if left == 0 then
     for _, agent_type in ipairs(instance_of(c, instance).types) do
@@ -58,6 +61,27 @@ local function take_back(c, instance, limit, reason)
   return left
 end
 
+-- Whether entries of the instance are being taken back.
+local function is_leaving(c, instance)
+  return redis.call('HGET', key(c, ':closed'), instance) == LEAVING
+end
+
+-- The vector of an instance all of whose capacity is free. Checks before it adds: the names of resources stay for good.
+local function vector_of(c, instance, epoch, capacity)
+  local names, added = {}, 0
+  for name in pairs(capacity) do
+    names[#names + 1] = name
+    if not resource_index(c, name, false) then added = added + 1 end
+  end
+  if not capacity.slots or #epoch < 4 then error('an instance has slots, and an epoch of at least four characters') end
+  if c.res_count + added > MAX_RESOURCES then error('more than ' .. MAX_RESOURCES .. ' resource names in this cell') end
+  table.sort(names)
+  local f = { (struct.unpack('<I4', epoch)), OPEN, headroom_of(c, instance, capacity.slots) }
+  for _, name in ipairs(names) do f[FIRST - 1 + resource_index(c, name, true)] = capacity[name] end
+  for index = 1, c.res_count do f[FIRST - 1 + index] = f[FIRST - 1 + index] or 0 end
+  return f
+end
+
 -- register: KEYS[1] root; ARGV instance, MessagePack [epoch, types, capacity, labels, lease_ms, profile]
 -- reply: ok, generation, now, cursor | evicting, left (an earlier registration is still being taken back: call again)
 -- Repeating it with the same epoch renews the lease and changes nothing else. Pulls.
@@ -66,10 +90,11 @@ local function register(keys, args)
   local offered = cmsgpack.unpack(args[2])
   local epoch, types, capacity = offered[1], offered[2], offered[3]
   local before = instance_of(c, instance)
-  if before and before.epoch == epoch then
+  if before and before.epoch == epoch and not is_leaving(c, instance) then
     redis.call('ZADD', key(c, ':lease'), number(c.now + before.lease_ms), instance)
     return { 'ok', meta(c, 'generation') or '', c.now, '0-0' }
   end
+  local f = vector_of(c, instance, epoch, capacity) -- first: a shape may need a resource that it adds
   if before then
     local left = take_back(c, instance, PAGE, 'the instance registered anew')
     if left > 0 then
@@ -77,15 +102,6 @@ local function register(keys, args)
       return { 'evicting', left }
     end
   end
-  local indices, size = {}, 0
-  for name, units in pairs(capacity) do
-    local index = resource_index(c, name, true)
-    if not index then error('more than ' .. MAX_RESOURCES .. ' resource names in this cell; cannot add ' .. name) end
-    indices[index] = units
-    size = math.max(size, index)
-  end
-  local f = { struct.unpack('<I4', epoch), OPEN, headroom_of(c, instance, capacity.slots) }
-  for index = 1, size do f[FIRST - 1 + index] = indices[index] or 0 end
   redis.call('HSET', key(c, ':inst'), instance, struct.pack('<d', c.now) .. args[2])
   redis.call('ZADD', key(c, ':lease'), number(c.now + offered[5]), instance)
   for _, agent_type in ipairs(types) do redis.call('HINCRBY', key(c, ':serving'), agent_type, 1) end
@@ -97,15 +113,16 @@ local function register(keys, args)
 end
 
 -- beat: KEYS[1] root; ARGV instance, epoch, MessagePack [cursor, cpu, memory, errors, running, progress]
--- reply: ok, generation, now, reason, recalled | stale | unknown
+-- reply: ok, generation, now, reason, recalled | stale (or its entries are being taken back) | unknown
 -- Renews the lease. An instance that was closed because it did not read, and has read since, is open again.
 local function beat(keys, args)
   local c, instance = begin(keys), args[1]
   local refused = refusal(c, instance, args[2])
   if refused then return refused end
+  local reason = redis.call('HGET', key(c, ':closed'), instance) or ''
+  if reason == LEAVING then return { 'stale' } end
   redis.call('ZADD', key(c, ':lease'), number(c.now + instance_of(c, instance).lease_ms), instance)
   redis.call('HSET', key(c, ':report'), instance, struct.pack('<d', c.now) .. args[3])
-  local reason = redis.call('HGET', key(c, ':closed'), instance) or ''
   local recalled = redis.call('HGET', key(c, ':recalled'), instance) or '0-0'
   if reason == UNREAD and is_up_to(recalled, cmsgpack.unpack(args[3])[1]) then
     reason = ''
@@ -118,11 +135,12 @@ local function beat(keys, args)
 end
 
 -- cordon: KEYS[1] root; ARGV instance, reason (empty: open it again, which pulls), epoch (empty: whatever it is)
--- reply: 1 | 0 (no such instance, or another epoch). A worker closes its own instance before it drains.
+-- reply: 1 | 0 (no such instance, another epoch, or its entries are being taken back)
+-- A worker closes its own instance before it drains.
 local function cordon(keys, args)
   local c, instance = begin(keys), args[1]
   local record = instance_of(c, instance)
-  if not record or (args[3] ~= '' and record.epoch ~= args[3]) then return 0 end
+  if not record or (args[3] ~= '' and record.epoch ~= args[3]) or is_leaving(c, instance) then return 0 end
   if args[2] == '' then
     redis.call('HDEL', key(c, ':closed'), instance)
     set_flag(c, instance, OPEN)

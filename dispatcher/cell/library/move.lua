@@ -30,7 +30,7 @@ local function place(c, instance, f, shape, entry, id, attempt, via)
   take(c, instance, f, shape)
   local stream_id = redis.call('XADD', key(c, ':q:' .. instance), '*', 'e', entry)
   c.where[id] = 'q|' .. via .. '|' .. stream_id .. '|' .. attempt .. '|' .. instance .. '|' .. shape.text
-  if f[2] == HELD then release(c, shape.text, instance) end -- the hold has served its shape
+  if f[2] == HELD then release(c, held_for(c, instance), instance) end -- it has served, or resync knows better
 end
 
 -- Keep the index of heads true after entries have left the park of a shape.
@@ -94,22 +94,24 @@ local function place_or_park(c, entry, via)
   end
 end
 
+-- Take the first task of the shape. Returns how many came onto the instance: 1, or 0 if there was none or it came late.
 local function pop(c, instance, f, shape, via)
   local first = redis.call('ZPOPMIN', key(c, ':park:' .. shape.text))
   local entry = first[1]
   if not entry then
     refresh_head(c, shape)
-    return false
+    return 0
   end
-  local head = read_head(entry)
+  local head, placed = read_head(entry), 0
   unparked(c, entry, head.id)
   if head.deadline > 0 and head.deadline < c.now then
     dead(c, entry, head.id, head.attempt, 'deadline', 'its deadline passed while it was parked', '')
   else
     place(c, instance, f, shape, entry, head.id, head.attempt, via)
+    placed = 1
   end
   refresh_head(c, shape)
-  return true
+  return placed
 end
 
 -- The head of this type with the earliest key that fits the instance, looking at a bounded number of shapes.
@@ -127,19 +129,20 @@ local function best_of_type(c, instance, f, agent_type)
   return nil
 end
 
--- Fill the instance's free capacity with the best parked tasks of all its types. Returns how many came.
+-- Fill the instance's free capacity with the best parked tasks of all its types; takes at most `limit` out of the
+-- park. Returns how many came.
 local function pull(c, instance, limit, via)
   local record = instance_of(c, instance)
   local f = free_of(c, instance)
-  local pulled = 0
-  while record and f and f[2] ~= CLOSED and f[FIRST] > 0 and pulled < limit do
+  local pulled, taken = 0, 0
+  while record and f and f[2] ~= CLOSED and f[FIRST] > 0 and taken < limit do
     local best, best_key
     for _, agent_type in ipairs(record.types) do
       local shape, order_key = best_of_type(c, instance, f, agent_type)
       if shape and (not best or order_key < best_key) then best, best_key = shape, order_key end
     end
     if not best then break end
-    if pop(c, instance, f, best, via) then pulled = pulled + 1 end
+    pulled, taken = pulled + pop(c, instance, f, best, via), taken + 1
   end
   return pulled
 end

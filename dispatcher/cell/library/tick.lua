@@ -12,16 +12,18 @@ local function recall(keys, args)
     if report and instance_of(c, instance) and count < limit then
       local cursor = cmsgpack.unpack(string.sub(report, 9))[1]
       local queue = key(c, ':q:' .. instance)
-      local rows = redis.call('XRANGE', queue, '(' .. cursor, newest, 'COUNT', limit - count)
+      local rows = redis.pcall('XRANGE', queue, '(' .. cursor, newest, 'COUNT', limit - count)
+      -- A worker may be of any make: with a cursor that is no stream id it has read nothing.
+      if rows.err then rows = redis.call('XRANGE', queue, '-', newest, 'COUNT', limit - count) end
       if rows[1] then
-        redis.call('HSET', key(c, ':closed'), instance, UNREAD)
+        redis.call('HSETNX', key(c, ':closed'), instance, UNREAD) -- closed by a person, it is not opened by reading
         redis.call('HSET', key(c, ':recalled'), instance, rows[#rows][1])
         set_flag(c, instance, CLOSED)
       end
       for _, row in ipairs(rows) do
+        again(c, row[2][2], instance, UNREAD, 0, false)
         redis.call('XDEL', queue, row[1])
         give(c, instance, shape_of(c, read_head(row[2][2]).shape))
-        again(c, row[2][2], instance, UNREAD, 0, false)
         count = count + 1
       end
     end
@@ -158,7 +160,12 @@ local function audit(keys, args)
   end
   for _, row in ipairs(redis.call('XRANGE', key(c, ':q:' .. instance), '-', '+')) do
     local head = read_head(row[2][2])
-    for index, units in pairs(shape_of(c, head.shape).need) do drift[index] = (drift[index] or 0) - units end
+    local shape = shape_of(c, head.shape)
+    drift[1] = drift[1] - shape.slots
+    for i = 1, #shape.needs, 2 do
+      local index = shape.needs[i] - FIRST + 1
+      drift[index] = (drift[index] or 0) - shape.needs[i + 1]
+    end
     local at = queued(redis.call('HGET', key(c, ':where'), head.id))
     if not at or at.stream_id ~= row[1] or at.instance ~= instance then misplaced = misplaced + 1 end
   end

@@ -6,13 +6,20 @@
 local OPEN, CLOSED, HELD = 0, 1, 2
 local FIRST = 4 -- position of the first resource, slots, in an unpacked vector
 
+-- struct formats by number of resources; kept between calls, since making one costs as much as using it.
+local FORMATS = {}
+
 local function vector_format(size)
-  return '<I4BH' .. string.rep('i4', size)
+  local format = FORMATS[size]
+  if not format then
+    format = '<I4BH' .. string.rep('i4', size)
+    FORMATS[size] = format
+  end
+  return format
 end
 
 local function unpack_free(packed)
-  local size = (#packed - 7) / 4
-  local f = { struct.unpack(vector_format(size), packed) }
+  local f = { struct.unpack(vector_format((#packed - 7) / 4), packed) }
   f[#f] = nil -- the position after the last value
   return f
 end
@@ -46,7 +53,6 @@ local function resource_index(c, name, may_add)
       c.res[flat[i]] = tonumber(flat[i + 1])
       c.res_count = c.res_count + 1
     end
-    if c.res_count == 0 and may_add then redis.call('HSET', key(c, ':res'), 'slots', 1) end
     c.res_count = math.max(c.res_count, 1)
   end
   local index = c.res[name]
@@ -54,24 +60,25 @@ local function resource_index(c, name, may_add)
     c.res_count = c.res_count + 1
     index = c.res_count
     c.res[name] = index
-    redis.call('HSET', key(c, ':res'), name, index)
+    redis.call('HSET', key(c, ':res'), 'slots', 1, name, index)
   end
   return index
 end
 
--- A shape is lane|type|name=units,...|label=value,...; lane c may use headroom. An undeclared resource gives need[0],
--- which no instance has.
+-- A shape is lane|type|name=units,...|label=value,...; lane c may use headroom. An undeclared resource gets an index
+-- that no vector has. needs: flat position, units, position, units, ...; slots apart, because every shape has them.
 local function shape_of(c, text)
   local shape = c.shapes[text]
   if shape then return shape end
   local lane, agent_type, needs, labels = string.match(text, '^(.)|([^|]*)|([^|]*)|(.*)$')
-  if not lane then error('shape is not lane|type|needs|labels: ' .. text) end
-  shape = { text = text, critical = lane == 'c', type = agent_type, need = {} }
+  if not lane or not pairs_of(needs).slots then error('shape is not lane|type|needs|labels: ' .. text) end
+  shape = { text = text, critical = lane == 'c', type = agent_type, slots = 1, needs = {} }
   for name, units in pairs(pairs_of(needs)) do
     if name == 'slots' then
-      shape.need[1] = tonumber(units)
-    else
-      shape.need[resource_index(c, name, false) or 0] = tonumber(units)
+      shape.slots = tonumber(units)
+    elseif tonumber(units) > 0 then -- nothing of a resource is no need: a vector may be older than the resource
+      shape.needs[#shape.needs + 1] = FIRST - 1 + (resource_index(c, name, false) or 1000)
+      shape.needs[#shape.needs + 1] = tonumber(units)
     end
   end
   if labels ~= '' then shape.labels = pairs_of(labels) end
@@ -89,26 +96,28 @@ local function held_for(c, instance)
 end
 
 local function fits(c, instance, f, shape)
-  if f[2] == CLOSED then return false end
-  if f[2] == HELD and held_for(c, instance) ~= shape.text then return false end
-  local slots = f[FIRST] - shape.need[1]
-  if slots < 0 or (not shape.critical and slots < f[3]) then return false end
-  for index, units in pairs(shape.need) do
-    if index == 0 or units > (f[FIRST - 1 + index] or 0) then return false end
+  local flag, left, needs = f[2], f[FIRST] - shape.slots, shape.needs
+  if left < 0 or flag == CLOSED then return false end
+  if left < f[3] and not shape.critical then return false end
+  for i = 1, #needs, 2 do
+    if needs[i + 1] > (f[needs[i]] or 0) then return false end
   end
-  return true
+  return flag == OPEN or held_for(c, instance) == shape.text
 end
 
 local function take(c, instance, f, shape)
-  for index, units in pairs(shape.need) do f[FIRST - 1 + index] = f[FIRST - 1 + index] - units end
+  local needs = shape.needs
+  f[FIRST] = f[FIRST] - shape.slots
+  for i = 1, #needs, 2 do f[needs[i]] = f[needs[i]] - needs[i + 1] end
   c.dirty[instance] = true
 end
 
 local function give(c, instance, shape)
-  local f = free_of(c, instance)
+  local f, needs = free_of(c, instance), shape.needs
   if not f then return end
-  for index, units in pairs(shape.need) do
-    if index > 0 then f[FIRST - 1 + index] = f[FIRST - 1 + index] + units end
+  f[FIRST] = f[FIRST] + shape.slots
+  for i = 1, #needs, 2 do
+    if f[needs[i]] then f[needs[i]] = f[needs[i]] + needs[i + 1] end
   end
   c.dirty[instance] = true
 end

@@ -1,0 +1,278 @@
+"""recall, settle, due, expire, hold, lease, open: what a dispatcher does from time to time."""
+
+from taskyard.dispatcher.cell.contract import Beaten, CellConfig, Report
+from tests.contract.rig import Rig
+
+SHAPE = "n|a|slots=1|"
+BIG = "n|a|slots=2|"
+UNREAD = "not reading"
+
+
+async def beat(rig: Rig, instance: str, cursor: str) -> Beaten:
+    """Beat an instance whose epoch is current."""
+    beaten = await rig.cell.beat(instance, rig.epochs[instance], Report(cursor))
+    assert isinstance(beaten, Beaten)
+    return beaten
+
+
+async def test_entries_that_were_not_read_in_time_are_recalled_and_the_instance_is_closed(rig: Rig) -> None:
+    await rig.register("i1", slots=3)
+    await rig.apply(*map(rig.entry, ("read", "t1", "t2")), to=["i1"])
+    await beat(rig, "i1", (await rig.find("read")).at)
+    newest = (await rig.find("t2")).at
+    await rig.register("i2", slots=1)
+    await rig.let_pass(5)
+
+    assert await rig.cell.recall(["i1", "unknown"], min_age_ms=5, limit=10) == 2
+
+    assert await rig.queued("i1") == ["read"]
+    place = await rig.find("t1")
+    assert (place.instance, place.attempt, place.via) == ("i2", 1, "e")
+    assert (await rig.find("t2")).state == "parked"
+    assert await beat(rig, "i1", (await rig.find("read")).at) == (
+        await rig.cell.open(CellConfig()),
+        (await rig.view.instances())[0].reported_ms,
+        UNREAD,
+        newest,
+    )
+
+
+async def test_young_entries_and_entries_of_instances_that_never_beat_are_not_recalled(rig: Rig) -> None:
+    await rig.register("i1", slots=1)
+    await rig.register("i2", slots=1)
+    await rig.apply(rig.entry("t1"), rig.entry("t2"), to=["i1", "i2"])
+    await beat(rig, "i1", "0-0")
+
+    assert await rig.cell.recall(["i1"], min_age_ms=60_000, limit=10) == 0
+    assert await rig.cell.recall(["i2"], min_age_ms=0, limit=10) == 0
+    assert await rig.cell.recall([], min_age_ms=0, limit=10) == 0
+    assert {vector.state for vector in (await rig.view.vectors()).values()} == {"open"}
+
+
+async def test_a_recall_takes_back_at_most_its_limit(rig: Rig) -> None:
+    await rig.register("i1", slots=3)
+    await rig.apply(*[rig.entry(f"t{n}", key=n) for n in range(3)], to=["i1"])
+    await beat(rig, "i1", "0-0")
+
+    assert await rig.cell.recall(["i1"], min_age_ms=0, limit=2) == 2
+    assert await rig.queued("i1") == ["t2"]
+    assert await rig.cell.recall(["i1"], min_age_ms=0, limit=2) == 1
+
+
+async def test_an_instance_that_reads_again_is_opened_by_its_beat_and_pulls(rig: Rig) -> None:
+    await rig.register("i1", slots=1)
+    await rig.apply(rig.entry("t1"), to=["i1"])
+    await beat(rig, "i1", "0-0")
+    await rig.cell.recall(["i1"], min_age_ms=0, limit=10)
+    recalled = (await beat(rig, "i1", "0-0")).recalled
+    assert await rig.parked() == ["t1"]
+
+    beaten = await beat(rig, "i1", recalled)
+
+    assert beaten.reason == ""
+    assert await rig.queued("i1") == ["t1"]
+    assert (await rig.view.vectors())["i1"].state == "open"
+
+
+async def test_a_recall_does_not_lift_or_rename_a_cordon(rig: Rig) -> None:
+    await rig.register("i1", slots=1)
+    await rig.apply(rig.entry("t1"), to=["i1"])
+    await beat(rig, "i1", "0-0")
+    await rig.cell.cordon("i1", "maintenance")
+    await rig.cell.recall(["i1"], min_age_ms=0, limit=10)
+
+    beaten = await beat(rig, "i1", "99999999999999-0")
+
+    assert beaten.reason == "maintenance"
+    assert await rig.queued("i1") == []
+
+
+async def test_a_cursor_that_is_none_counts_as_nothing_read(rig: Rig) -> None:
+    await rig.register("i1", slots=1)
+    await rig.apply(rig.entry("t1"), to=["i1"])
+    await beat(rig, "i1", "nonsense")
+
+    assert await rig.cell.recall(["i1"], min_age_ms=0, limit=10) == 1
+
+
+async def test_settle_places_what_was_parked_beside_free_capacity(rig: Rig) -> None:
+    await rig.park_beside_a_free_slot("i1", "t1", key=5)
+
+    assert await rig.cell.settle([], limit=10) == 0
+    assert await rig.cell.settle(["unknown", "i1"], limit=10) == 1
+
+    assert (await rig.find("t1")).via == "s"
+
+
+async def test_settle_counts_only_what_it_placed(rig: Rig) -> None:
+    deadline_ms = (await rig.view.level()).now_ms + 200
+    await rig.park_beside_a_free_slot("i1", "late", key=5, deadline_ms=deadline_ms)
+    await rig.apply(rig.entry("t1", key=6), rig.entry("t2", key=7))
+    await rig.let_pass(deadline_ms - (await rig.view.level()).now_ms)
+
+    assert await rig.cell.settle(["i1"], limit=0) == 0
+    assert await rig.cell.settle(["i1"], limit=1) == 0
+    assert (await rig.find("late")).state == "dead"
+    assert await rig.cell.settle(["i1"], limit=9) == 1
+    assert await rig.parked() == ["t2"]
+
+
+async def test_a_task_whose_backoff_is_over_is_placed_or_parked(rig: Rig) -> None:
+    await rig.register("i1", slots=1)
+    for name in ("t1", "t2"):
+        await rig.apply(rig.entry(name), to=["i1"])
+        await rig.finish("i1", await rig.ending(name, "retry", b"busy", delay_ms=3))
+    await rig.let_pass(5)
+
+    assert await rig.cell.due(limit=1) == 1
+    assert await rig.cell.due(limit=10) == 1
+
+    assert (await rig.find("t1")).via == "d"
+    assert (await rig.find("t2")).state == "parked"
+    assert (await rig.view.level()).later == 0
+
+
+async def test_a_task_that_is_due_after_its_deadline_is_dead(rig: Rig) -> None:
+    await rig.register("i1", slots=1)
+    await rig.apply(rig.entry("t1", deadline_ms=1), to=["i1"])
+    await rig.finish("i1", await rig.ending("t1", "retry", b"busy", delay_ms=1))
+    await rig.let_pass(2)
+
+    assert await rig.cell.due(limit=10) == 1
+    assert [out.reason for out in await rig.cell.outbox(count=9)] == ["deadline"]
+
+
+async def test_a_parked_task_past_its_deadline_expires(rig: Rig) -> None:
+    now_ms = (await rig.view.level()).now_ms
+    await rig.apply(rig.entry("t1", deadline_ms=now_ms + 20), rig.entry("t2", deadline_ms=now_ms + 600_000))
+    assert await rig.cell.expire(limit=10) == 0
+    await rig.let_pass(25)
+
+    assert await rig.cell.expire(limit=10) == 1
+
+    [out] = await rig.cell.outbox(count=9)
+    assert (out.reason, out.cause, out.instance) == ("deadline", "its deadline passed while it was parked", "")
+    assert ((await rig.find("t1")).state, await rig.parked()) == ("dead", ["t2"])
+
+
+async def test_expire_ends_at_most_its_limit(rig: Rig) -> None:
+    await rig.apply(
+        *[rig.entry(f"t{n}", deadline_ms=1) for n in range(3)], *[rig.entry(f"u{n}", arrived_ms=0) for n in range(3)]
+    )
+
+    assert [await rig.cell.expire(limit=4), await rig.cell.expire(limit=4)] == [4, 2]
+
+
+async def test_a_parked_task_that_no_instance_had_room_for_expires_by_its_age(rig: Rig) -> None:
+    await rig.cell.open(CellConfig(parked_age_ms=50_000, unknown_type_age_ms=10_000))
+    now_ms = (await rig.view.level()).now_ms
+    await rig.register("i1", slots=1)
+    ages = {"old": 60_000, "young": 20_000}
+    await rig.apply(*[rig.entry(name, BIG, arrived_ms=now_ms - age) for name, age in ages.items()])
+    await rig.apply(*[rig.entry(f"x-{n}", "n|x|slots=1|", arrived_ms=now_ms - age) for n, age in ages.items()])
+
+    assert await rig.cell.expire(limit=10) == 3
+
+    causes = {out.cause for out in await rig.cell.outbox(count=9) if out.reason == "age"}
+    assert causes == {"no instance had room for it in time", "no instance serves the agent type x"}
+    assert await rig.parked(BIG) == ["young"]
+
+
+async def test_a_held_instance_takes_only_the_shape_that_it_is_held_for(rig: Rig) -> None:
+    await rig.register("i1", slots=2)
+    await rig.apply(rig.entry("t1", key=1), to=["i1"])
+    await rig.apply(rig.entry("big", BIG, key=5))
+
+    assert await rig.cell.hold(BIG, "i1")
+    assert await rig.apply(rig.entry("small", key=2), to=["i1"]) == "p"
+    assert (await rig.view.vectors())["i1"].state == "held"
+    assert (await rig.finish("i1", await rig.ending("t1"))).pulled == 1
+
+    assert await rig.queued("i1") == ["big"]
+    assert (await rig.view.vectors())["i1"].state == "open"
+    assert (await rig.finish("i1", await rig.ending("big"))).pulled == 1
+    assert await rig.queued("i1") == ["small"]
+
+
+async def test_a_hold_of_an_instance_with_room_is_served_at_once(rig: Rig) -> None:
+    await rig.park_beside_a_free_slot("i1", "t1", key=5)
+
+    assert await rig.cell.hold(SHAPE, "i1")
+
+    assert await rig.queued("i1") == ["filler", "t1"]
+    assert (await rig.view.vectors())["i1"].state == "open"
+
+
+async def test_there_is_one_hold_for_a_shape_and_for_an_instance(rig: Rig) -> None:
+    for name in ("i1", "i2"):
+        await rig.register(name, slots=2)
+        await rig.apply(rig.entry(f"filler-{name}"), to=[name])
+    await rig.register("i3", "b", slots=2)
+    await rig.cell.cordon("i3", "closed")
+    await rig.apply(rig.entry("big", BIG), rig.entry("huge", "n|a|slots=3|"))
+
+    assert not await rig.cell.hold("n|a|slots=4|", "i1")
+    assert not await rig.cell.hold(BIG, "i3")
+    assert not await rig.cell.hold(BIG, "unknown")
+    assert await rig.cell.hold(BIG, "i1")
+    assert not await rig.cell.hold(BIG, "i2")
+    assert not await rig.cell.hold("n|a|slots=3|", "i1")
+
+
+async def test_a_hold_ends_when_its_instance_closes_or_goes(rig: Rig) -> None:
+    for name in ("i1", "i2"):
+        await rig.register(name, slots=2)
+        await rig.apply(rig.entry(f"filler-{name}"), to=[name])
+    await rig.apply(rig.entry("big", BIG))
+
+    assert await rig.cell.hold(BIG, "i1")
+    await rig.cell.cordon("i1", "closed")
+    assert await rig.cell.hold(BIG, "i2")
+    await rig.cell.leave("i2", rig.epochs["i2"])
+    await rig.cell.cordon("i1", "")
+
+    assert (await rig.view.vectors())["i1"].state == "open"
+    assert await rig.cell.hold(BIG, "i1")
+
+
+async def test_a_lease_belongs_to_one_owner_until_it_runs_out_or_is_given_back(rig: Rig) -> None:
+    assert await rig.cell.lease("tick", "d1", ttl_ms=60_000)
+    assert await rig.cell.lease("tick", "d1", ttl_ms=60_000)
+    assert not await rig.cell.lease("tick", "d2", ttl_ms=60_000)
+    assert not await rig.cell.lease("tick", "d2", ttl_ms=0)
+    assert await rig.cell.lease("relay", "d2", ttl_ms=5)
+    assert not await rig.cell.lease("tick", "d1", ttl_ms=0)
+    assert await rig.cell.lease("tick", "d2", ttl_ms=60_000)
+
+    await rig.until(lambda: rig.cell.lease("relay", "d1", ttl_ms=60_000), "the lease runs out")
+
+
+async def test_a_cell_keeps_its_generation_while_its_history_is_one(rig: Rig) -> None:
+    generation = await rig.cell.open(CellConfig())
+
+    assert generation
+    assert await rig.cell.open(CellConfig(parked_limit=1)) == generation
+    assert (await rig.register("i1")).generation == generation
+    assert (await beat(rig, "i1", "0-0")).generation == generation
+
+
+async def test_finished_ids_are_forgotten_when_the_memory_is_full(rig: Rig) -> None:
+    await rig.cell.open(CellConfig(done_limit=2))
+    await rig.register("i1", slots=1)
+    for n in range(3):
+        await rig.apply(rig.entry(f"t{n}"), to=["i1"])
+        await rig.finish("i1", await rig.ending(f"t{n}"))
+
+    assert [await rig.view.find(f"t{n}") is None for n in range(3)] == [True, True, False]
+
+
+async def test_finished_ids_are_forgotten_when_they_are_old(rig: Rig) -> None:
+    await rig.cell.open(CellConfig(done_age_ms=5))
+    await rig.register("i1", slots=1)
+    for n in range(3):
+        await rig.apply(rig.entry(f"t{n}"), to=["i1"])
+        await rig.finish("i1", await rig.ending(f"t{n}"))
+        await rig.let_pass(6)
+
+    assert await rig.view.find("t0") is None
+    assert await rig.view.find("t2") is not None
