@@ -39,6 +39,8 @@ _STOP_TIMEOUT_S = 5.0
 # Intake does not poll while the park is full. Heartbeats go on; what stands still is seen in the lag, not here.
 _POLL_INTERVAL_MS = 24 * 3_600_000
 _FETCH_WAIT_MS = 50
+_CREATED_WITHIN_S = 5.0
+_POLL_S = 0.05
 
 
 class _Uuid(AbstractType[bytes]):
@@ -155,7 +157,7 @@ async def check_topics(bootstrap: str, topics: Topics, settings: TopicSettings) 
     missing = {name: settings.partitions for name in topics.names if name not in states}
     if missing and settings.create:
         await create_topics(bootstrap, missing, replication=settings.replication)
-        states = await describe_topics(bootstrap, topics.names)
+        states = await _described_in_time(bootstrap, topics.names)
     faults = [TopicFault(name, "is missing", is_fatal=True) for name in topics.names if name not in states]
     return faults + [
         TopicFault(name, f"has {state.partitions} partitions, the settings say {settings.partitions}", is_fatal=False)
@@ -164,23 +166,38 @@ async def check_topics(bootstrap: str, topics: Topics, settings: TopicSettings) 
     ]
 
 
+async def _described_in_time(bootstrap: str, names: Sequence[str]) -> dict[str, TopicState]:
+    """Describe topics that were just created; a broker may learn of them a moment later."""
+    states: dict[str, TopicState] = {}
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_CREATED_WITHIN_S):
+            while len(states) < len(names):
+                states = await describe_topics(bootstrap, names)
+                await asyncio.sleep(_POLL_S)
+    return states
+
+
 async def lag(bootstrap: str, groups: Mapping[str, str]) -> dict[str, int]:
     """Records that are not applied yet, per topic, by the committed offsets. groups: topic -> consumer group."""
-    found: dict[str, int] = {}
-    for topic, group in groups.items():
-        consumer: Any = AIOKafkaConsumer(bootstrap_servers=bootstrap, group_id=group, enable_auto_commit=False)
-        async with _running(consumer, consumer.stop, f"Kafka at {bootstrap}"):
-            states = await describe_topics(bootstrap, [topic])
-            partitions = [TopicPartition(topic, p) for p in range(states[topic].partitions)] if topic in states else []
-            consumer.assign(partitions)
-            ends = await _timed(consumer.end_offsets(partitions), "read end offsets")
-            starts = await _timed(consumer.beginning_offsets(partitions), "read beginning offsets")
-            total = 0
-            for partition in partitions:
-                committed = await _timed(consumer.committed(partition), "read committed offsets")
-                total += max(0, ends[partition] - (starts[partition] if committed is None else committed))
-            found[topic] = total
-    return found
+    states = await describe_topics(bootstrap, list(groups))
+    behind = [_lag(bootstrap, topic, group, states.get(topic)) for topic, group in groups.items()]
+    return dict(zip(groups, await asyncio.gather(*behind), strict=True))
+
+
+async def _lag(bootstrap: str, topic: str, group: str, state: TopicState | None) -> int:
+    if state is None:
+        return 0
+    consumer: Any = AIOKafkaConsumer(bootstrap_servers=bootstrap, group_id=group, enable_auto_commit=False)
+    async with _running(consumer, consumer.stop, f"Kafka at {bootstrap}"):
+        partitions = [TopicPartition(topic, partition) for partition in range(state.partitions)]
+        consumer.assign(partitions)
+        ends = await _timed(consumer.end_offsets(partitions), "read end offsets")
+        starts = await _timed(consumer.beginning_offsets(partitions), "read beginning offsets")
+        total = 0
+        for partition in partitions:
+            committed = await _timed(consumer.committed(partition), "read committed offsets")
+            total += max(0, ends[partition] - (starts[partition] if committed is None else committed))
+        return total
 
 
 class TopicConsumer(ConsumerRebalanceListener):

@@ -4,7 +4,7 @@ from collections import Counter as Count
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-_OUTCOMES = {"1": "placed", "2": "placed", "3": "placed", "o": "placed", "p": "parked", "k": "known"}
+_OUTCOMES = {"1": "placed", "2": "placed", "3": "placed", "o": "placed", "p": "parked", "k": "known", "x": "dead"}
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
 
 

@@ -148,6 +148,9 @@ class Dispatcher:
 
     async def _check_topics(self) -> None:
         faults = await check_topics(self.settings.kafka, self._topics, self.settings.topics)
+        missing = [fault.topic for fault in faults if fault.is_fatal]
+        if missing:
+            raise DependencyError(f"topics are missing: {', '.join(missing)}; create them, or set topics.create")
         for fault in faults:
             log.warning("topic_differs", topic=fault.topic, fault=fault.what)
 

@@ -55,6 +55,9 @@ class Instance:
         self.epoch = ""
         self.generation = ""
         self.cursor = FIRST  # written by the reader, and where `serial` changes
+        # What a read that came back has gone up to: told in beats. A cursor that a recall has moved says nothing of
+        # whether this process reads at all.
+        self.read_to = FIRST
         # Of the cursor's history. Who has read from a cursor of another one drops what it got.
         self.serial = 0
         self.held: dict[tuple[str, int], Attempt] = {}  # (task id, attempt) -> what runs or has not been finished
@@ -108,6 +111,8 @@ class Instance:
         """Read from another cursor; what has been read from the former one is dropped."""
         self.cursor = cursor
         self.serial += 1
+        if _is_after(self.read_to, cursor):
+            self.read_to = cursor
 
     def skip(self, recalled: str) -> None:
         """Entries up to `recalled` were taken back; those not read yet must not start."""
@@ -154,7 +159,7 @@ class Instance:
         counts = Counter(attempt.type for attempt in held)
         said = {a.task_id: a.context.said for a in held if a.context is not None and a.context.said}
         return Report(
-            cursor=self.cursor,
+            cursor=self.read_to,
             cpu_permille=cpu_permille,
             memory_permille=memory_permille,
             errors_permille=round(1000 * self._errors),

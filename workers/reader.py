@@ -52,6 +52,9 @@ class Reader:
         call = partial(self._cell.read, cursors, count=_COUNT, block_ms=block_ms)
         deliveries = await self._link.answer(call)
         self._start(deliveries, serials)
+        for name, instance in live.items():
+            if instance.serial == serials[name]:
+                instance.read_to = instance.cursor
         return block_ms > 1 or bool(deliveries)
 
     def _start(self, deliveries: Sequence[Delivery], serials: dict[str, int]) -> None:

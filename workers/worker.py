@@ -180,13 +180,16 @@ def _on_signals(stop: Callable[[], None]) -> Generator[None]:
             loop.remove_signal_handler(number)
 
 
+def default_ids(count: int) -> list[str]:
+    """Name this process's instances: host, process, number. A process that is started again within a lease has other
+    names, so that it need not wait until the former ones are evicted."""
+    host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64] or "host"
+    return [f"{host}-{os.getpid()}-{i}" for i in range(count)]
+
+
 def _specs(instances: int | Sequence[InstanceSpec], slots: int, types: tuple[str, ...]) -> list[InstanceSpec]:
     if isinstance(instances, int):
-        host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64] or "host"
-        return [
-            InstanceSpec(id=f"{host}-{os.getpid()}-{i}", types=types, capacity={"slots": slots})
-            for i in range(instances)
-        ]
+        return [InstanceSpec(id=name, types=types, capacity={"slots": slots}) for name in default_ids(instances)]
     return [spec if spec.types else msgspec.structs.replace(spec, types=types) for spec in instances]
 
 

@@ -101,7 +101,8 @@ async def _translated(client: redis.Redis, words: tuple[str | bytes | float, ...
     except ResponseError as error:
         raise DependencyError(f"Redis refused {_named(words)}: {error}") from error
     except (RedisError, OSError, TimeoutError) as error:
-        raise DependencyError(f"Redis did not answer {_named(words)}: {error or type(error).__name__}") from error
+        why = error or type(error).__name__
+        raise DependencyError(f"Redis did not answer {_named(words)}: {why}; is it up? `taskyard doctor`") from error
     if task and task.cancelling() > before:
         # redis-py waits in `asyncio.wait_for`, which on Python 3.11 swallows a cancellation that comes with the result.
         raise asyncio.CancelledError

@@ -72,7 +72,7 @@ class Applied(NamedTuple):
     """The batch took effect.
 
     results: per task one character: `1` `2` `3` placed on that candidate, `o` on another open instance, `p` parked,
-    `k` skipped because the cell already knew the id.
+    `k` skipped because the cell already knew the id, `x` dead because its deadline had passed.
     """
 
     results: str
@@ -272,8 +272,12 @@ class DispatcherCell(Protocol):
         """Take back entries that instances which beat have not read for min_age_ms, and cordon those instances."""
         ...
 
-    async def settle(self, instances: Sequence[str], *, limit: int) -> int:
-        """Each of these instances pulls what fits. Returns how many tasks were placed, at most `limit`."""
+    async def settle(self, matches: Sequence[tuple[str, str]], *, limit: int) -> int:
+        """Match parked tasks with open instances once more: each (instance, shape) takes what fits.
+
+        The instance pulls; what is left of its capacity takes the shape, which a pull may not have seen behind many
+        others that do not fit. Returns how many tasks were placed, at most `limit`.
+        """
         ...
 
     async def due(self, *, limit: int) -> int:
@@ -285,7 +289,10 @@ class DispatcherCell(Protocol):
         ...
 
     async def hold(self, shape: str, instance: str) -> bool:
-        """Keep `instance` for the first task of `shape`. False if either is held already or nothing of it is parked."""
+        """Keep `instance` for the first task of `shape`.
+
+        False if either is held already, nothing of the shape is parked, or it could not run there at all.
+        """
         ...
 
     async def cordon(self, instance: str, reason: str) -> bool:

@@ -3,6 +3,7 @@
 import secrets
 import struct
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -42,8 +43,8 @@ class RedisCell:
         self._call = connection.call
         self._command = connection.command
         self._root = connection.root
-        self._read: Callable[..., Awaitable[Any]] | None = None
-        self._read_block_ms = -1
+        # One connection for each waiting time, so that its timeout fits.
+        self._readers: dict[int, Callable[..., Awaitable[Any]]] = {}
 
     # What workers need.
 
@@ -72,12 +73,12 @@ class RedisCell:
         """
         if not cursors:
             return []
-        if self._read is None or self._read_block_ms != block_ms:
-            self._read, self._read_block_ms = self._connection.reader(block_ms=block_ms), block_ms
+        if block_ms not in self._readers:
+            self._readers[block_ms] = self._connection.reader(block_ms=block_ms)
         prefix = f"{self._root}:q:"
         names = [prefix + instance for instance in cursors]
         wait = ("BLOCK", block_ms) if block_ms else ()  # BLOCK 0 would wait for ever
-        reply = await self._read("XREAD", "COUNT", count, *wait, "STREAMS", *names, *cursors.values())
+        reply = await self._readers[block_ms]("XREAD", "COUNT", count, *wait, "STREAMS", *names, *cursors.values())
         skip = len(prefix)
         return [
             Delivery(name[skip:].decode(), stream_id.decode(), fields[1])
@@ -157,9 +158,9 @@ class RedisCell:
         """Take back what these instances have not read for min_age_ms."""
         return int(await self._call("recall", min_age_ms, limit, *instances)) if instances else 0
 
-    async def settle(self, instances: Sequence[str], *, limit: int) -> int:
-        """Let these instances pull."""
-        return int(await self._call("settle", limit, *instances)) if instances else 0
+    async def settle(self, matches: Sequence[tuple[str, str]], *, limit: int) -> int:
+        """Let these instances take what is parked: (instance, shape)."""
+        return int(await self._call("settle", limit, *chain.from_iterable(matches))) if matches else 0
 
     async def due(self, *, limit: int) -> int:
         """Place or park tasks whose backoff is over."""

@@ -24,8 +24,6 @@ everything is parsed and checked first, and what is written follows the worse fa
 """
 
 import asyncio
-import hashlib
-import math
 from collections.abc import Mapping, Sequence
 
 from taskyard.dispatcher.cell import twin_moves as moves
@@ -99,15 +97,6 @@ class TwinCell(TwinTick):
             self._headroom(instance, capacity[SLOTS]),
             {name: capacity.get(name, 0) for name in self._state.resources},
         )  # fmt: skip
-
-    def _headroom(self, instance: str, slots: int) -> int:
-        # The fraction is rounded by the name, so that the fleet as a whole keeps the share; one slot is always left.
-        exact = slots * self._state.config.headroom_permille / 1000
-        whole = math.floor(exact)
-        digest = hashlib.sha1(instance.encode(), usedforsecurity=False).hexdigest()
-        if int(digest[:6], 16) / (1 << 24) < exact - whole:
-            whole += 1
-        return max(0, min(whole, slots - 1, 0xFFFF))
 
     def _refusal(self, instance: str, epoch: str) -> Refused | None:
         live = self._state.instances.get(instance)

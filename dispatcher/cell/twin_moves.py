@@ -111,16 +111,34 @@ def pull(state: TwinState, instance: str, *, limit: int, via: str) -> int:
         best = _best(state, live)
         if best is None:
             break
-        row = state.parked_of(best)[0]
-        head = read_head(row[1])
-        if head.is_late(state.now_ms):
-            bury(state, head, row[1], reason="deadline", cause="its deadline passed while it was parked")
-        else:
-            place(state, instance, head, row[1], via)
-            pulled += 1
-        unpark(state, best, row, head.id)
+        pulled += _take_first(state, instance, best, via)
         taken += 1
     return pulled
+
+
+def pull_shape(state: TwinState, instance: str, shape: Shape, *, limit: int, via: str) -> int:
+    """Fill the free capacity with parked tasks of one shape; takes at most `limit` out of the park."""
+    live = state.instances.get(instance)
+    if live is None or shape.type not in live.types or not live.has_labels(shape):
+        return 0
+    pulled = taken = 0
+    while taken < limit and live.fits(shape) and state.parked_of(shape):
+        pulled += _take_first(state, instance, shape, via)
+        taken += 1
+    return pulled
+
+
+def _take_first(state: TwinState, instance: str, shape: Shape, via: str) -> bool:
+    """Take the first task of the shape out of the park. False if it came late and is dead."""
+    row = state.parked_of(shape)[0]
+    head = read_head(row[1])
+    is_late = head.is_late(state.now_ms)
+    if is_late:
+        bury(state, head, row[1], reason="deadline", cause="its deadline passed while it was parked")
+    else:
+        place(state, instance, head, row[1], via)
+    unpark(state, shape, row, head.id)
+    return not is_late
 
 
 def _best(state: TwinState, live: Live) -> Shape | None:

@@ -90,6 +90,11 @@ class Live:
             return False
         return self.has_room(shape)
 
+    def could_run(self, shape: Shape) -> bool:
+        """Whether it can run tasks of the shape when it is empty."""
+        is_large = all(units <= self.capacity.get(name, 0) for name, units in shape.needs.items())
+        return is_large and shape.type in self.types and self.has_labels(shape)
+
     def has_labels(self, shape: Shape) -> bool:
         """Whether it has the labels that the shape asks for."""
         return all(self.labels.get(name) == value for name, value in shape.labels.items())

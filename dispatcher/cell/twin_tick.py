@@ -1,5 +1,7 @@
 """The dispatcher's half of the twin: apply, and what is done from time to time (`library/apply.lua`, `tick.lua`)."""
 
+import hashlib
+import math
 import random
 from collections.abc import Callable, Sequence
 
@@ -16,7 +18,7 @@ from taskyard.dispatcher.cell.contract import (
     Planned,
 )
 from taskyard.dispatcher.cell.twin_entry import read_head
-from taskyard.dispatcher.cell.twin_state import TwinState, parse_id
+from taskyard.dispatcher.cell.twin_state import SLOTS, TwinState, parse_id
 from taskyard.dispatcher.cell.twin_view import TwinView
 from taskyard.dispatcher.core.shapes import Shape
 
@@ -33,6 +35,15 @@ class TwinTick(TwinView):
         """Make an empty cell. clock: Unix ms, read once a call."""
         super().__init__(TwinState(chance), clock)
 
+    def _headroom(self, instance: str, slots: int) -> int:
+        # The fraction is rounded by the name, so that the fleet as a whole keeps the share; one slot is always left.
+        exact = slots * self._state.config.headroom_permille / 1000
+        whole = math.floor(exact)
+        digest = hashlib.sha1(instance.encode(), usedforsecurity=False).hexdigest()
+        if int(digest[:6], 16) / (1 << 24) < exact - whole:
+            whole += 1
+        return max(0, min(whole, slots - 1, 0xFFFF))
+
     def _begin(self) -> TwinState:
         self._state.now_ms = self._clock()
         return self._state
@@ -41,6 +52,8 @@ class TwinTick(TwinView):
         """Store the config, return the generation: a twin has one history."""
         state = self._begin()
         state.config = config
+        for name, live in state.instances.items():
+            live.headroom = self._headroom(name, live.capacity[SLOTS])
         state.generation = state.generation or f"{state.random.getrandbits(64):016x}"
         return state.generation
 
@@ -122,11 +135,14 @@ class TwinTick(TwinView):
             moves.again(state, entry, instance, UNREAD.encode(), started=False)
         return len(rows)
 
-    async def settle(self, instances: Sequence[str], *, limit: int) -> int:
-        """Let these instances pull."""
+    async def settle(self, matches: Sequence[tuple[str, str]], *, limit: int) -> int:
+        """Let these instances pull, then take what fits of the shape."""
         state, count = self._begin(), 0
-        for instance in instances:
+        for instance, text in matches:
+            if count >= limit:
+                break
             count += moves.pull(state, instance, limit=limit - count, via="s")
+            count += moves.pull_shape(state, instance, state.shape(text), limit=limit - count, via="s")
         state.end_call()
         return count
 
@@ -178,6 +194,8 @@ class TwinTick(TwinView):
         live = state.instances.get(instance)
         if live is None or live.state != "open" or shape in state.holds or not state.parked_of(state.shape(shape)):
             return False
+        if not live.could_run(state.shape(shape)):
+            return False
         state.holds[shape] = instance
         live.state, live.held_for = "held", shape
         state.touched[instance] = None
@@ -224,6 +242,10 @@ class _Application:
         state, head = self._state, self._heads[planned.entry]
         if head.id in state.places or any(head.id in half for half in state.done):
             return "k"
+        if head.is_late(state.now_ms):
+            cause = "its deadline had passed when it arrived"
+            moves.bury(state, head, planned.entry, reason="deadline", cause=cause)
+            return "x"
         shape = self._shapes[planned.shape]
         candidates = [(str(n), name) for n, name in enumerate(self._valid(planned), 1) if name]
         if state.is_behind(shape, head.key_ms):

@@ -8,9 +8,9 @@ from taskyard.dispatcher.core.snapshot import ShapeView
 _SETTLED_AT_ONCE = 200
 
 
-def to_settle(parked: Sequence[ShapeView], fleet: Fleet) -> list[str]:
-    """Instances that could take a parked task now, those for the earliest tasks first; empty if all is settled."""
-    found: dict[str, None] = {}
+def to_settle(parked: Sequence[ShapeView], fleet: Fleet) -> list[tuple[str, str]]:
+    """Pairs (instance, shape) that match now, the earliest tasks first; empty if all is settled."""
+    found: list[tuple[str, str]] = []
     for view in sorted(parked, key=lambda view: view.head_key_ms):
         pool = fleet.pool(view.shape)
         left = view.parked
@@ -18,9 +18,9 @@ def to_settle(parked: Sequence[ShapeView], fleet: Fleet) -> list[str]:
             if left <= 0 or len(found) >= _SETTLED_AT_ONCE:
                 break
             if instance.fits(pool.need, is_critical=pool.shape.is_critical):
-                found[instance.id] = None
+                found.append((instance.id, view.shape))
                 left -= max(1, instance.free[0] // pool.need[0][1])
-    return list(found)
+    return found
 
 
 def to_hold(parked: Iterable[ShapeView], fleet: Fleet, *, now_ms: float, hold_after_ms: int) -> list[tuple[str, str]]:

@@ -30,6 +30,7 @@ from taskyard.schemas.entry import FIXED, Entry, decode_entry, encode_entry, enc
 _WAIT_S = 10.0
 PARTITION = "topic:0"
 UNENDING_MS = 3_600_000
+SOON_MS = 150
 _LENGTHS_BYTES = 8  # of id, shape, causes and receipt; that of the headers comes with them
 
 
@@ -140,12 +141,17 @@ class Rig:
         """Leave a task parked although an instance has one slot free: what is left when a hold ends unused."""
         big = "n|a|slots=2|"
         await self.register(instance, slots=2)
-        await self.apply(self.entry("filler"), self.entry("big", big, key=2, deadline_ms=1))
+        await self.apply(self.entry("filler"), self.entry("big", big, key=2, deadline_ms=await self.soon()))
         assert await self.cell.hold(big, instance)
         await self.apply(self.entry(task_id, key=key, deadline_ms=deadline_ms))
+        await self.let_pass(SOON_MS)
         assert await self.cell.expire(limit=1) == 1
         assert (await self.view.vectors())[instance].state == "open"
         assert await self.parked() == [task_id]
+
+    async def soon(self) -> int:
+        """A deadline that has not passed yet, and will have after `let_pass(SOON_MS)`."""
+        return (await self.view.level()).now_ms + SOON_MS
 
     async def until(self, is_met: Callable[[], Awaitable[object]], what: str) -> None:
         """Wait for a condition of the cell, letting its time pass; fail after 10 s."""

@@ -278,3 +278,22 @@ async def test_a_need_of_several_slots_waits_until_so_many_are_free(rig: Rig) ->
     assert await rig.apply(rig.entry("s", SMALL, key=1), rig.entry("b", BIG, key=2), to=["i1"]) == "1p"
     assert (await rig.finish("i1", await rig.ending("s"))).pulled == 1
     assert await rig.queued("i1") == ["b"]
+
+
+async def test_a_task_whose_deadline_has_passed_when_it_arrives_is_dead(rig: Rig) -> None:
+    await rig.register("i1")
+
+    assert await rig.apply(rig.entry("late", deadline_ms=1), rig.entry("good"), to=["i1"]) == "x1"
+
+    assert (await rig.find("late")).state == "dead"
+    assert [(out.kind, out.reason) for out in await rig.cell.outbox(count=9)] == [("dead", "deadline")]
+    assert await rig.apply(rig.entry("late", deadline_ms=1), to=["i1"]) == "k"
+
+
+async def test_headroom_follows_the_settings(rig: Rig) -> None:
+    await rig.register("i1", slots=10)
+
+    await rig.cell.open(CellConfig(headroom_permille=300))
+
+    assert (await rig.view.vectors())["i1"].headroom == 3
+    assert await rig.apply(*[rig.entry(f"t{n}") for n in range(10)], to=["i1"]) == "1111111ppp"

@@ -4,7 +4,7 @@ import pytest
 
 from taskyard.dispatcher.cell.contract import Ending, Finished, Refused
 from taskyard.schemas.entry import decode_entry
-from tests.contract.rig import Rig
+from tests.contract.rig import SOON_MS, Rig
 
 SHAPE = "n|a|slots=1|"
 
@@ -200,7 +200,8 @@ async def test_a_finish_may_pull_more_than_it_ended(rig: Rig) -> None:
 async def test_a_parked_task_whose_deadline_has_passed_is_not_pulled(rig: Rig) -> None:
     await rig.register("i1", slots=1)
     await rig.apply(rig.entry("t0"), to=["i1"])
-    await rig.apply(rig.entry("late", key=1, deadline_ms=1), rig.entry("good", key=2))
+    await rig.apply(rig.entry("late", key=1, deadline_ms=await rig.soon()), rig.entry("good", key=2))
+    await rig.let_pass(SOON_MS)
 
     assert (await rig.finish("i1", await rig.ending("t0"))).pulled == 1
 

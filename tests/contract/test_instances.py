@@ -5,7 +5,7 @@ import pytest
 from taskyard.dispatcher.cell.contract import Beaten, CellConfig, Evicting, Refused, Registered, Registration, Report
 from taskyard.schemas.entry import decode_entry
 from taskyard.schemas.errors import DependencyError
-from tests.contract.rig import UNENDING_MS, Rig
+from tests.contract.rig import SOON_MS, UNENDING_MS, Rig
 
 SHAPE = "n|a|slots=1|"
 PAGE = 200
@@ -246,7 +246,8 @@ async def test_a_task_that_comes_back_unread_too_often_has_its_attempts_counted(
 
 async def test_an_evicted_task_whose_deadline_has_passed_is_dead(rig: Rig) -> None:
     await rig.register("i1", lease_ms=5)
-    await rig.apply(rig.entry("t1", deadline_ms=1), to=["i1"])
+    await rig.apply(rig.entry("t1", deadline_ms=await rig.soon()), to=["i1"])
+    await rig.let_pass(SOON_MS)
 
     await evict_all(rig, "i1")
 

@@ -244,9 +244,9 @@ class SameCommands(RuleBasedStateMachine):
     def recall(self, instances: list[str], limit: int) -> None:
         self._same(*[rig.cell.recall(instances, min_age_ms=0, limit=limit) for rig in self._rigs])
 
-    @rule(instances=several_names, limit=limits)
-    def settle(self, instances: list[str], limit: int) -> None:
-        self._same(*[rig.cell.settle(instances, limit=limit) for rig in self._rigs])
+    @rule(matches=st.lists(st.tuples(names, shapes), max_size=3), limit=limits)
+    def settle(self, matches: list[tuple[str, str]], limit: int) -> None:
+        self._same(*[rig.cell.settle(matches, limit=limit) for rig in self._rigs])
 
     @rule(limit=limits)
     def due(self, limit: int) -> None:

@@ -1,7 +1,7 @@
 """recall, settle, due, expire, hold, lease, open: what a dispatcher does from time to time."""
 
 from taskyard.dispatcher.cell.contract import Beaten, CellConfig, Report
-from tests.contract.rig import Rig
+from tests.contract.rig import SOON_MS, Rig
 
 SHAPE = "n|a|slots=1|"
 BIG = "n|a|slots=2|"
@@ -99,21 +99,35 @@ async def test_settle_places_what_was_parked_beside_free_capacity(rig: Rig) -> N
     await rig.park_beside_a_free_slot("i1", "t1", key=5)
 
     assert await rig.cell.settle([], limit=10) == 0
-    assert await rig.cell.settle(["unknown", "i1"], limit=10) == 1
+    assert await rig.cell.settle([("unknown", SHAPE), ("i1", SHAPE)], limit=10) == 1
 
     assert (await rig.find("t1")).via == "s"
 
 
+async def test_settle_finds_a_shape_behind_many_that_do_not_fit(rig: Rig) -> None:
+    await rig.register("i1", slots=1)
+    await rig.apply(rig.entry("filler"), to=["i1"])
+    for n in range(40):
+        await rig.apply(rig.entry(f"wide-{n}", f"n|a|slots={n + 2}|", key=1))
+    await rig.apply(rig.entry("fits", key=5))
+
+    # The pull of the finish looks at 32 heads and sees none that fits.
+    assert (await rig.finish("i1", await rig.ending("filler"))).pulled == 0
+    assert await rig.cell.settle([("i1", SHAPE)], limit=10) == 1
+
+    assert await rig.queued("i1") == ["fits"]
+
+
 async def test_settle_counts_only_what_it_placed(rig: Rig) -> None:
-    deadline_ms = (await rig.view.level()).now_ms + 200
+    deadline_ms = await rig.soon() + 3 * SOON_MS
     await rig.park_beside_a_free_slot("i1", "late", key=5, deadline_ms=deadline_ms)
     await rig.apply(rig.entry("t1", key=6), rig.entry("t2", key=7))
     await rig.let_pass(deadline_ms - (await rig.view.level()).now_ms)
 
-    assert await rig.cell.settle(["i1"], limit=0) == 0
-    assert await rig.cell.settle(["i1"], limit=1) == 0
+    assert await rig.cell.settle([("i1", SHAPE)], limit=0) == 0
+    assert await rig.cell.settle([("i1", SHAPE)], limit=1) == 1
     assert (await rig.find("late")).state == "dead"
-    assert await rig.cell.settle(["i1"], limit=9) == 1
+    assert (await rig.find("t1")).state == "queued"
     assert await rig.parked() == ["t2"]
 
 
@@ -134,9 +148,9 @@ async def test_a_task_whose_backoff_is_over_is_placed_or_parked(rig: Rig) -> Non
 
 async def test_a_task_that_is_due_after_its_deadline_is_dead(rig: Rig) -> None:
     await rig.register("i1", slots=1)
-    await rig.apply(rig.entry("t1", deadline_ms=1), to=["i1"])
+    await rig.apply(rig.entry("t1", deadline_ms=await rig.soon()), to=["i1"])
     await rig.finish("i1", await rig.ending("t1", "retry", b"busy", delay_ms=1))
-    await rig.let_pass(2)
+    await rig.let_pass(SOON_MS)
 
     assert await rig.cell.due(limit=10) == 1
     assert [out.reason for out in await rig.cell.outbox(count=9)] == ["deadline"]
@@ -156,9 +170,10 @@ async def test_a_parked_task_past_its_deadline_expires(rig: Rig) -> None:
 
 
 async def test_expire_ends_at_most_its_limit(rig: Rig) -> None:
-    await rig.apply(
-        *[rig.entry(f"t{n}", deadline_ms=1) for n in range(3)], *[rig.entry(f"u{n}", arrived_ms=0) for n in range(3)]
-    )
+    soon_ms = await rig.soon()
+    late = [rig.entry(f"t{n}", deadline_ms=soon_ms) for n in range(3)]
+    await rig.apply(*late, *[rig.entry(f"u{n}", arrived_ms=0) for n in range(3)])
+    await rig.let_pass(SOON_MS)
 
     assert [await rig.cell.expire(limit=4), await rig.cell.expire(limit=4)] == [4, 2]
 
@@ -209,14 +224,15 @@ async def test_there_is_one_hold_for_a_shape_and_for_an_instance(rig: Rig) -> No
         await rig.apply(rig.entry(f"filler-{name}"), to=[name])
     await rig.register("i3", "b", slots=2)
     await rig.cell.cordon("i3", "closed")
-    await rig.apply(rig.entry("big", BIG), rig.entry("huge", "n|a|slots=3|"))
+    await rig.apply(rig.entry("big", BIG), rig.entry("huge", "n|a|slots=3|"), rig.entry("other", "n|b|slots=2|"))
 
     assert not await rig.cell.hold("n|a|slots=4|", "i1")
+    assert not await rig.cell.hold("n|a|slots=3|", "i1"), "it is larger than the instance"
+    assert not await rig.cell.hold("n|b|slots=2|", "i1"), "the instance does not serve the type"
     assert not await rig.cell.hold(BIG, "i3")
     assert not await rig.cell.hold(BIG, "unknown")
     assert await rig.cell.hold(BIG, "i1")
     assert not await rig.cell.hold(BIG, "i2")
-    assert not await rig.cell.hold("n|a|slots=3|", "i1")
 
 
 async def test_a_hold_ends_when_its_instance_closes_or_goes(rig: Rig) -> None:

@@ -295,8 +295,8 @@ def test_instances_with_room_for_what_is_parked_are_settled_the_earliest_first()
     )
 
     assert to_settle([parked("n|a|slots=1|", key_ms=2), parked("n|b|slots=1|", key_ms=1)], fleet) == [
-        "b-open",
-        "a-open",
+        ("b-open", "n|b|slots=1|"),
+        ("a-open", "n|a|slots=1|"),
     ]
     assert to_settle([parked("n|a|slots=2|")], fleet) == []
 

@@ -5,7 +5,8 @@
 --          instances [[id, tag]...], shapes [text...]
 -- ARGV[2]  per task 4 x u16, little-endian: shape, candidate, candidate, candidate; from 1, 0 is none
 -- ARGV[3]  number of tasks n; then n entries in order of their keys; then any number of refused records
--- reply    ok, one byte per task (1 2 3 candidate, o open set, p parked, k known), parked, outbox, now
+-- reply    ok, one byte per task (1 2 3 candidate, o open set, p parked, k known, x dead: its deadline has passed),
+--          parked, outbox, now
 --          fenced, partition, offset or nil, ...   some range does not start where its partition stands
 --          full, parked, parked_bytes, outbox      the park or the outbox is at its bound
 -- cost     4 to 5 us a task when placed on a candidate, one XADD each; all else is read and written once a call
@@ -42,7 +43,7 @@ local function full(c, parked_permille)
     or outbox >= setting(c, 'outbox_limit') then
     return { 'full', parked, parked_bytes, outbox }
   end
-  c.parked_before, c.outbox_before = parked, outbox
+  c.parked_before = parked
   return nil
 end
 
@@ -78,6 +79,10 @@ local VIA = { '1', '2', '3' }
 -- Place, or park, one task that the cell did not know. n1 n2 n3: its candidates in names, 0 none.
 local function place_new(c, entry, id, shape, names, valid, n1, n2, n3, pullers)
   local order_key, deadline = struct.unpack('<dd', entry, 5)
+  if deadline > 0 and deadline < c.now then
+    dead(c, entry, id, 1, 'deadline', 'its deadline had passed when it arrived', '')
+    return 'x'
+  end
   local head = shape.head
   if head == nil then
     head = tonumber(redis.call('ZSCORE', key(c, ':heads:' .. shape.type), shape.text) or math.huge)
@@ -135,7 +140,6 @@ local function apply(keys, args)
   end
   for instance in pairs(pullers) do pull(c, instance, n, 's') end
   for i = 4 + n, #args do redis.call('XADD', key(c, ':out'), '*', 'p', args[i]) end
-  local parked, outbox = c.parked_before + c.parked, c.outbox_before + #args - 3 - n
   finish_call(c)
   local offsets = {}
   for _, range in ipairs(ranges) do
@@ -143,7 +147,7 @@ local function apply(keys, args)
     offsets[#offsets + 1] = number(range[3])
   end
   in_chunks('HSET', key(c, ':applied'), offsets, 4000) -- the last write
-  return { 'ok', table.concat(results), parked, outbox, c.now }
+  return { 'ok', table.concat(results), c.parked_before + c.parked, redis.call('XLEN', key(c, ':out')), c.now }
 end
 
 redis.register_function('ty1_apply', apply)

@@ -147,6 +147,19 @@ local function pull(c, instance, limit, via)
   return pulled
 end
 
+-- Fill the instance's free capacity with tasks of one shape. Returns how many came.
+local function pull_shape(c, instance, shape, limit, via)
+  local record, f = instance_of(c, instance), free_of(c, instance)
+  if not record or not f or not has_labels(c, instance, shape) then return 0 end
+  local serves, pulled, taken = false, 0, 0
+  for _, agent_type in ipairs(record.types) do serves = serves or agent_type == shape.type end
+  while serves and taken < limit and fits(c, instance, f, shape)
+    and redis.call('EXISTS', key(c, ':park:' .. shape.text)) == 1 do
+    pulled, taken = pulled + pop(c, instance, f, shape, via), taken + 1
+  end
+  return pulled
+end
+
 local function bump(c, field, by)
   if by ~= 0 then redis.call('HINCRBY', key(c, ':stats'), field, by) end
 end

@@ -32,12 +32,14 @@ local function recall(keys, args)
   return count
 end
 
--- settle: KEYS[1] root; ARGV limit, instance... Each of the instances pulls. reply: how many tasks were placed.
+-- settle: KEYS[1] root; ARGV limit, instance, shape, ... Each instance pulls, then takes what fits of the shape: a pull
+-- looks at a bounded number of shapes, and this one may be behind more that do not fit. reply: how many were placed.
 local function settle(keys, args)
   local c, limit, count = begin(keys), tonumber(args[1]), 0
-  for i = 2, #args do
+  for i = 2, #args, 2 do
     if count >= limit then break end
     count = count + pull(c, args[i], limit - count, 's')
+    count = count + pull_shape(c, args[i], shape_of(c, args[i + 1]), limit - count, 's')
   end
   finish_call(c)
   return count
@@ -101,13 +103,24 @@ local function expire(keys, args)
   return count
 end
 
+-- Whether the instance, when it is empty, can run tasks of the shape.
+local function could_run(c, instance, shape_text)
+  local record, shape, serves = instance_of(c, instance), shape_of(c, shape_text), false
+  for _, agent_type in ipairs(record.types) do serves = serves or agent_type == shape.type end
+  if not serves or not has_labels(c, instance, shape) then return false end
+  for name, units in pairs(pairs_of(string.match(shape_text, '^.|[^|]*|([^|]*)|'))) do
+    if tonumber(units) > (record.capacity[name] or 0) then return false end
+  end
+  return true
+end
+
 -- hold: KEYS[1] root; ARGV shape, instance. Keeps the instance for the first task of the shape.
--- reply: 1 | 0 (either is held, the instance is closed or gone, or nothing of the shape is parked)
+-- reply: 1 | 0 (either is held, the instance is closed, gone or could never run it, or nothing of the shape is parked)
 local function hold(keys, args)
   local c, shape_text, instance = begin(keys), args[1], args[2]
   local f = free_of(c, instance)
   if not f or f[2] ~= OPEN or redis.call('HEXISTS', key(c, ':hold'), shape_text) == 1
-    or redis.call('EXISTS', key(c, ':park:' .. shape_text)) == 0 then
+    or redis.call('EXISTS', key(c, ':park:' .. shape_text)) == 0 or not could_run(c, instance, shape_text) then
     return 0
   end
   redis.call('HSET', key(c, ':hold'), shape_text, instance)
@@ -133,6 +146,18 @@ local function lease(keys, args)
   return 0
 end
 
+-- Give every instance the headroom of the settings: some were registered under others, or before there were any.
+-- One pass over the fleet, 2 us an instance; only when the setting has changed.
+local function set_headroom(c)
+  local flat = redis.call('HGETALL', key(c, ':free'))
+  for i = 1, #flat, 2 do
+    local f = remember_free(c, flat[i], flat[i + 1])
+    f[3] = headroom_of(c, flat[i], instance_of(c, flat[i]).capacity.slots)
+    c.dirty[flat[i]] = true
+  end
+  write_free(c)
+end
+
 -- open: KEYS[1] root; ARGV run id of the server, a random name, then setting, value, ...
 -- Stores the settings. A server with another run id may have gone back in time: the generation becomes the random name.
 -- reply: generation
@@ -143,7 +168,10 @@ local function open(keys, args)
     generation = args[2]
     redis.call('HSET', key(c, ':meta'), 'run_id', args[1], 'generation', generation)
   end
+  local before = setting(c, 'headroom_permille')
   in_chunks('HSET', key(c, ':meta'), { unpack(args, 3) }, 4000)
+  c.meta = nil
+  if setting(c, 'headroom_permille') ~= before then set_headroom(c) end
   return generation
 end
 
