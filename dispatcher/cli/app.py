@@ -22,6 +22,7 @@ _LOOK = Group("Look", sort_key=3)
 # Name, group, what it does. Each is a function of the same name in the module of the same name, imported when it runs.
 COMMANDS = (
     ("demo", _RUN, "Show the main job live: real Kafka and Valkey, a dispatcher, a fleet, tasks."),
+    ("replay", _RUN, "Run a recorded workload through the real system, and report."),
     ("up", _RUN, "Run Kafka and Valkey for development."),
     ("dispatcher", _RUN, "Run a dispatcher."),
     ("worker", _RUN, "Run instances with your handlers."),
@@ -31,7 +32,6 @@ COMMANDS = (
     ("task", _LOOK, "Show where a task is, how it came there and what happened to it."),
     ("doctor", _LOOK, "Check Kafka, Redis and the cell, and say what to do."),
     ("config", _LOOK, "Show the settings in force and where each comes from."),
-    ("replay", _LOOK, "Decide yesterday's tasks once more, with another policy."),
 )
 
 _PAGES = ("--help", "-h", "--version")
