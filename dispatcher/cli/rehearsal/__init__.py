@@ -1,0 +1,1 @@
+"""The real system put up for a run of its own, as `taskyard demo` and `taskyard replay` do: started, fed, counted."""
