@@ -11,7 +11,7 @@ import structlog
 
 from taskyard.dispatcher.arrivals import Arrival, Reader
 from taskyard.dispatcher.cell.contract import DispatcherCell, Incarnation, Range
-from taskyard.dispatcher.kafka import Record, TopicConsumer, TopicState
+from taskyard.dispatcher.kafka import Record, TopicConsumer, TopicState, incarnation
 from taskyard.dispatcher.metrics import Metrics
 from taskyard.schemas.codec import JSON
 from taskyard.schemas.outcome import DeadLetter
@@ -142,4 +142,4 @@ class Intake:
         log.info("partitions_positioned", priority=self._priority, offsets=offsets, topic_id=self._topic.id)
 
     def _incarnation(self, partition: int) -> Incarnation:
-        return f"{self._topic.id}:{partition}"
+        return incarnation(self._topic, partition)

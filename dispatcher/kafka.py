@@ -5,14 +5,14 @@ Its errors become DependencyError; every wait has an end.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, TopicAlreadyExistsError
 from aiokafka.protocol.abstract import AbstractType
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import (
@@ -25,6 +25,7 @@ from aiokafka.protocol.types import (
     TaggedFields,
 )
 
+from taskyard.dispatcher.cell.contract import Incarnation
 from taskyard.dispatcher.settings import TopicSettings
 from taskyard.schemas.errors import DependencyError
 from taskyard.schemas.topics import Topics
@@ -39,6 +40,8 @@ _STOP_TIMEOUT_S = 5.0
 # Intake does not poll while the park is full. Heartbeats go on; what stands still is seen in the lag, not here.
 _POLL_INTERVAL_MS = 24 * 3_600_000
 _FETCH_WAIT_MS = 50
+# More than any entry weighs; what the topic takes is the broker's to say.
+_MAX_REQUEST_BYTES = 64 << 20
 _CREATED_WITHIN_S = 5.0
 _POLL_S = 0.05
 
@@ -121,6 +124,11 @@ class TopicState(NamedTuple):
     partitions: int
 
 
+def incarnation(topic: TopicState, partition: int) -> Incarnation:
+    """Name a partition of this life of the topic."""
+    return f"{topic.id}:{partition}"
+
+
 async def describe_topics(bootstrap: str, names: Sequence[str]) -> dict[str, TopicState]:
     """Ask for the topics' ids and partition counts; a missing topic is absent. Raises DependencyError."""
     async with _client(bootstrap) as client:
@@ -177,27 +185,24 @@ async def _described_in_time(bootstrap: str, names: Sequence[str]) -> dict[str, 
     return states
 
 
-async def lag(bootstrap: str, groups: Mapping[str, str]) -> dict[str, int]:
-    """Records that are not applied yet, per topic, by the committed offsets. groups: topic -> consumer group."""
-    states = await describe_topics(bootstrap, list(groups))
-    behind = [_lag(bootstrap, topic, group, states.get(topic)) for topic, group in groups.items()]
-    return dict(zip(groups, await asyncio.gather(*behind), strict=True))
-
-
-async def _lag(bootstrap: str, topic: str, group: str, state: TopicState | None) -> int:
-    if state is None:
-        return 0
-    consumer: Any = AIOKafkaConsumer(bootstrap_servers=bootstrap, group_id=group, enable_auto_commit=False)
+async def lag(
+    bootstrap: str,
+    names: Sequence[str],
+    applied: Callable[[Sequence[Incarnation]], Awaitable[Mapping[Incarnation, int]]],
+) -> dict[str, int]:
+    """Records that are not applied yet, per topic. applied: `DispatcherCell.applied`, whose offsets decide."""
+    states = await describe_topics(bootstrap, names)
+    consumer: Any = AIOKafkaConsumer(bootstrap_servers=bootstrap)
     async with _running(consumer, consumer.stop, f"Kafka at {bootstrap}"):
-        partitions = [TopicPartition(topic, partition) for partition in range(state.partitions)]
-        consumer.assign(partitions)
-        ends = await _timed(consumer.end_offsets(partitions), "read end offsets")
-        starts = await _timed(consumer.beginning_offsets(partitions), "read beginning offsets")
-        total = 0
-        for partition in partitions:
-            committed = await _timed(consumer.committed(partition), "read committed offsets")
-            total += max(0, ends[partition] - (starts[partition] if committed is None else committed))
-        return total
+        partitions = [TopicPartition(name, p) for name, state in states.items() for p in range(state.partitions)]
+        ends: dict[Any, int] = await _timed(consumer.end_offsets(partitions), "read end offsets")
+        starts: dict[Any, int] = await _timed(consumer.beginning_offsets(partitions), "read beginning offsets")
+    incarnations = {p: incarnation(states[p.topic], p.partition) for p in partitions}
+    stand = await applied(list(incarnations.values()))
+    behind = dict.fromkeys(names, 0)
+    for partition, name in incarnations.items():
+        behind[partition.topic] += max(0, ends[partition] - stand.get(name, starts[partition]))
+    return behind
 
 
 class TopicConsumer(ConsumerRebalanceListener):
@@ -280,8 +285,7 @@ class TopicConsumer(ConsumerRebalanceListener):
     async def stop(self) -> None:
         """Leave the group. Never raises, never waits for long: the session would run out anyway."""
         if self._consumer is not None:
-            with contextlib.suppress(KafkaError, TimeoutError, OSError):
-                await asyncio.wait_for(self._consumer.stop(), _STOP_TIMEOUT_S)
+            await _stopped(self._consumer.stop())
 
 
 class TopicProducer:
@@ -291,34 +295,54 @@ class TopicProducer:
         self._bootstrap = bootstrap
         self._producer: Any = None
 
-    async def publish(self, records: Sequence[tuple[str, bytes, bytes, list[tuple[str, bytes]]]]) -> None:
+    async def publish(self, records: Sequence[tuple[str, bytes, bytes, list[tuple[str, bytes]]]]) -> list[int]:
         """Publish (topic, key, value, headers) and return when all are acknowledged by all in-sync replicas.
 
-        Raises DependencyError if one was not; any of them may then have been published: consumers tell by id.
+        Returns the indices of those that were refused for their size. Raises DependencyError if another was not
+        acknowledged; any of them may then have been published: consumers tell by id.
         """
-        if self._producer is None:
-            producer: Any = AIOKafkaProducer(
-                bootstrap_servers=self._bootstrap, enable_idempotence=True, linger_ms=2, max_batch_size=256 << 10,
-                request_timeout_ms=int(_TIMEOUT_S * 1000), max_request_size=8 << 20,
-            )  # fmt: skip
-            await _timed(producer.start(), f"start a producer on Kafka at {self._bootstrap}")
-            self._producer = producer
         try:
+            await self._start()
             sent = [
                 await _timed(self._producer.send(topic, value, key=key, headers=headers), f"publish to {topic}")
                 for topic, key, value, headers in records
             ]
-            await _timed(asyncio.gather(*sent), "publish outcomes", timeout_s=3 * _TIMEOUT_S)
+            return await _timed(_too_large(sent), "publish outcomes", timeout_s=3 * _TIMEOUT_S)
         except DependencyError:
             await self.stop()
             raise
+
+    async def _start(self) -> None:
+        if self._producer is None:
+            self._producer = AIOKafkaProducer(
+                bootstrap_servers=self._bootstrap, enable_idempotence=True, linger_ms=2, max_batch_size=256 << 10,
+                request_timeout_ms=int(_TIMEOUT_S * 1000), max_request_size=_MAX_REQUEST_BYTES,
+            )  # fmt: skip
+            await _timed(self._producer.start(), f"start a producer on Kafka at {self._bootstrap}")
 
     async def stop(self) -> None:
         """Close the producer."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            with contextlib.suppress(KafkaError, TimeoutError, OSError):
-                await asyncio.wait_for(producer.stop(), _STOP_TIMEOUT_S)
+            await _stopped(producer.stop())
+
+
+async def _stopped(stop: Coroutine[Any, Any, None]) -> None:
+    """Wait for a client to stop, but not for long; in a task of its own, which may end as cancelled (broker away)."""
+    task = asyncio.create_task(stop, name="stop a Kafka client")
+    await asyncio.wait([task], timeout=_STOP_TIMEOUT_S)
+    if task.done() and not task.cancelled():
+        task.exception()  # seen, so that nobody is told: there is nothing left to do about it
+    task.cancel()
+
+
+async def _too_large(sent: Sequence[Awaitable[Any]]) -> list[int]:
+    """Wait for all; the indices of those that the broker finds too large. Raises the first other refusal."""
+    ends = await asyncio.gather(*sent, return_exceptions=True)
+    for end in ends:
+        if isinstance(end, BaseException) and not isinstance(end, MessageSizeTooLargeError):
+            raise end
+    return [index for index, end in enumerate(ends) if isinstance(end, BaseException)]
 
 
 async def _timed(wait: Awaitable[T], what: str, *, timeout_s: float = _TIMEOUT_S) -> T:
@@ -334,13 +358,12 @@ async def _timed(wait: Awaitable[T], what: str, *, timeout_s: float = _TIMEOUT_S
 
 
 @contextlib.asynccontextmanager
-async def _running(client: Any, stop: Callable[[], Awaitable[Any]], what: str) -> AsyncGenerator[None]:
+async def _running(client: Any, stop: Callable[[], Coroutine[Any, Any, None]], what: str) -> AsyncGenerator[None]:
     try:
         await _timed(client.start(), f"reach {what}")
         yield
     finally:
-        with contextlib.suppress(KafkaError, TimeoutError, OSError):
-            await asyncio.wait_for(stop(), _STOP_TIMEOUT_S)
+        await _stopped(stop())
 
 
 @contextlib.asynccontextmanager
@@ -350,5 +373,4 @@ async def _client(bootstrap: str) -> AsyncGenerator[Any]:
         await _timed(client.bootstrap(), f"reach Kafka at {bootstrap}")
         yield client
     finally:
-        with contextlib.suppress(KafkaError, TimeoutError, OSError):
-            await asyncio.wait_for(client.close(), _STOP_TIMEOUT_S)
+        await _stopped(client.close())

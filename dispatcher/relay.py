@@ -4,18 +4,20 @@ Order, and why: publish, wait for every acknowledgement, then trim. A relay that
 the same id and attempt, which a consumer can tell; the other way round an outcome would be lost.
 """
 
+import contextlib
 from collections.abc import Sequence
 
+import msgspec
 import structlog
 
 from taskyard.dispatcher.cell.contract import DispatcherCell, Outgoing
 from taskyard.dispatcher.kafka import TopicProducer
 from taskyard.dispatcher.metrics import Metrics
-from taskyard.schemas.codec import codec_for, codec_of, content_headers
+from taskyard.schemas.codec import JSON, codec_for, codec_of, content_headers
 from taskyard.schemas.entry import Entry, decode_entry
-from taskyard.schemas.errors import SchemaError
+from taskyard.schemas.errors import DependencyError, SchemaError
 from taskyard.schemas.limits import Limits
-from taskyard.schemas.outcome import DeadLetter, Outcome
+from taskyard.schemas.outcome import FIRST_BYTES, NO_RESULT, DeadLetter, Outcome
 from taskyard.schemas.topics import Topics
 
 log = structlog.get_logger()
@@ -44,7 +46,7 @@ class Relay:
         while await self._cell.lease("relay", self._owner, ttl_ms=_LEASE_MS):
             outgoing = await self._cell.outbox(count=_AT_ONCE)
             if outgoing:
-                await self._producer.publish([record for row in outgoing for record in self._records(row)])
+                await self._publish([record for row in outgoing for record in self._records(row)])
                 await self._cell.trim([row.stream_id for row in outgoing])
             if len(outgoing) < _AT_ONCE:
                 return
@@ -54,6 +56,18 @@ class Relay:
         await self._producer.stop()
         await self._cell.lease("relay", self._owner, ttl_ms=0)
 
+    async def _publish(self, records: Sequence[OutgoingRecord]) -> None:
+        """Publish all; one that its topic does not take goes out shortened, or it would stop all behind it for ever."""
+        for index in await self._producer.publish(records):
+            record = records[index]
+            # Alone, first: a batch may be refused for its size where none of its records would be.
+            if not await self._producer.publish([record]):
+                continue
+            log.error("record_shortened", topic=record[0], task=record[1].decode(), bytes=len(record[2]),
+                      next="raise the topic's max.message.bytes, or store results elsewhere")  # fmt: skip
+            if await self._producer.publish([_shortened(record)]):
+                raise DependencyError(f"{record[0]} does not even take {FIRST_BYTES} bytes; raise its max.message.bytes")
+
     def _records(self, row: Outgoing) -> Sequence[OutgoingRecord]:
         self._metrics.outcomes.labels(row.kind).inc()
         match row.kind:
@@ -62,7 +76,12 @@ class Relay:
             case "refused":
                 return [(self._topics.dead_letter, b"", row.body, [])]
             case "dead":
-                return self._dead(row, decode_entry(row.body))
+                try:
+                    return self._dead(row, decode_entry(row.body))
+                except SchemaError as error:
+                    # Of another version, or made by a worker of another make. Nobody waits for it to become readable.
+                    log.warning("dead_entry_unreadable", error=str(error))
+                    return [self._letter(row, f"{row.cause}; {error}"[:FIRST_BYTES])]
 
     def _outcome(self, body: bytes) -> OutgoingRecord:
         """Key the outcome by its id, and count its wait."""
@@ -97,3 +116,24 @@ class Relay:
             (self._topics.results, key, codec.encode_outcome(outcome), headers),
             (self._topics.dead_letter, key, codec.encode_dead_letter(letter), headers),
         ]
+
+    def _letter(self, row: Outgoing, detail: str) -> OutgoingRecord:
+        letter = DeadLetter(reason=row.reason, detail=detail, record=row.body[:FIRST_BYTES])
+        return (self._topics.dead_letter, b"", JSON.encode_dead_letter(letter), [])
+
+
+def _shortened(record: OutgoingRecord) -> OutgoingRecord:
+    """The same news without what makes it big."""
+    topic, key, value, headers = record
+    why = f"{len(value)} bytes are more than {topic} takes"
+    codec = codec_of(value)
+    with contextlib.suppress(SchemaError):
+        outcome = codec.decode_outcome(value)
+        short = msgspec.structs.replace(outcome, result=NO_RESULT, cause=f"{why}. {outcome.cause}"[:FIRST_BYTES])
+        return (topic, key, codec.encode_outcome(short), headers)
+    with contextlib.suppress(SchemaError):
+        letter = codec.decode_dead_letter(value)
+        detail = f"{why}. {letter.detail}"[:FIRST_BYTES]
+        cut = msgspec.structs.replace(letter, record=letter.record[:FIRST_BYTES], detail=detail)
+        return (topic, key, codec.encode_dead_letter(cut), headers)
+    return (topic, key, value[:FIRST_BYTES], headers)

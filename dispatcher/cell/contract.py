@@ -269,7 +269,7 @@ class DispatcherCell(Protocol):
         ...
 
     async def recall(self, instances: Sequence[str], *, min_age_ms: int, limit: int) -> int:
-        """Take back entries that instances which beat have not read for min_age_ms, and cordon those instances."""
+        """Take back what was queued for min_age_ms, and not read, when an instance last beat; cordon that instance."""
         ...
 
     async def settle(self, matches: Sequence[tuple[str, str]], *, limit: int) -> int:

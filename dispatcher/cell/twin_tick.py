@@ -115,15 +115,16 @@ class TwinTick(TwinView):
         state, count = self._begin(), 0
         for instance in instances:
             if count < limit:
-                count += self._recall(instance, state.now_ms - min_age_ms, limit - count)
+                count += self._recall(instance, min_age_ms, limit - count)
         state.end_call()
         return count
 
-    def _recall(self, instance: str, newest_ms: int, limit: int) -> int:
+    def _recall(self, instance: str, min_age_ms: int, limit: int) -> int:
         state = self._state
         live = state.instances.get(instance)
         if live is None or live.report is None:
             return 0
+        newest_ms = live.reported_ms - min_age_ms
         rows = [row for row in live.queue.behind(live.cursor) if parse_id(row[0])[0] <= newest_ms][:limit]
         if rows:
             live.reason = live.reason or UNREAD  # closed by a person, it is not opened by reading

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from taskyard.dispatcher import kafka
 from taskyard.dispatcher.cell.connection import Connection
 from taskyard.dispatcher.cell.contract import Level
+from taskyard.dispatcher.cell.redis import RedisCell
 from taskyard.dispatcher.cell.view import RedisView
 from taskyard.dispatcher.core.shapes import parse_shape, why_none
 from taskyard.dispatcher.core.snapshot import InstanceView, ShapeView
-from taskyard.dispatcher.service import consumer_group
 from taskyard.dispatcher.settings import Settings
 from taskyard.schemas.errors import ConfigError, DependencyError
 from taskyard.schemas.topics import topics
@@ -81,7 +81,7 @@ async def reading(settings: Settings) -> AsyncGenerator[Reading]:
 async def overview(settings: Settings, at: Reading) -> Overview:
     """Read all of it. Kafka that does not answer costs only the lag; raises DependencyError if Redis does not."""
     (lag, lag_fault), generation, level, instances, parked = await asyncio.gather(
-        _lag(settings), at.generation(), at.view.level(), at.view.instances(), at.view.shapes()
+        _lag(settings, at), at.generation(), at.view.level(), at.view.instances(), at.view.shapes()
     )
     return Overview(settings.cell, generation, level, instances, parked, lag, lag_fault)
 
@@ -100,14 +100,14 @@ def instance_json(instance: InstanceView) -> dict[str, Any]:
 
 def why_parked(shape: ShapeView, instances: list[InstanceView]) -> str:
     """Say why tasks of the shape wait."""
-    return why_none(parse_shape(shape.shape), {i.id: (i.types, i.capacity, i.labels) for i in instances})
+    return why_none(parse_shape(shape.shape), [(i.types, i.capacity, i.labels) for i in instances])
 
 
-async def _lag(settings: Settings) -> tuple[dict[str, int] | None, str]:
+async def _lag(settings: Settings, at: Reading) -> tuple[dict[str, int] | None, str]:
     names = topics(settings.prefix).tasks
-    groups = {topic: consumer_group(settings.cell, priority) for priority, topic in names.items()}
+    applied = RedisCell(at.connection).applied
     try:
-        found = await asyncio.wait_for(kafka.lag(settings.kafka, groups), _LAG_TIMEOUT_S)
+        found = await asyncio.wait_for(kafka.lag(settings.kafka, list(names.values()), applied), _LAG_TIMEOUT_S)
     except TimeoutError:
         return None, f"Kafka at {settings.kafka} did not answer within {_LAG_TIMEOUT_S:.0f} s"
     except DependencyError as error:

@@ -10,6 +10,7 @@ from taskyard.dispatcher.core.load import LoadPolicy
 from taskyard.dispatcher.core.shapes import Shape, parse_shape
 from taskyard.dispatcher.core.snapshot import InstanceView, Vector
 
+_MAX_POOLS = 1_000
 MISSING = 1 << 30
 """Index of a resource that the cell has never seen: no vector reaches it."""
 
@@ -27,13 +28,18 @@ class Instance:
         self.tag = view.tag
         self.types = view.types
         self.labels = view.labels
+        self.registered_ms = view.registered_ms
+        # Goes up with every change: an entry of a heap made before is out of date.
+        self.charge = 0
+        self.update(view, resources)
+
+    def update(self, view: InstanceView, resources: Sequence[str]) -> None:
+        """Take over all that may change during a registration."""
+        self.charge += 1
         self.headroom = view.headroom
         self.is_open = view.state == "open"
         self.capacity = [view.capacity.get(name, 0) for name in resources]
         self.free = [view.free.get(name, 0) for name in resources]
-        self.registered_ms = view.registered_ms
-        # How often something was placed on it: an entry of a heap made before is out of date.
-        self.charge = 0
         # As the instance reports itself, 0 to 1.
         self.cpu = view.reported.cpu_permille / 1000
         self.memory = view.reported.memory_permille / 1000
@@ -44,6 +50,15 @@ class Instance:
         self.shares: dict[str, float] = {}
         if total and len(running) == len(view.types) > 1:
             self.shares = {name: count / total for name, count in zip(view.types, running, strict=True)}
+
+    def renew(self, vector: Vector) -> None:
+        """Take over what changes with every placement."""
+        size, is_open = len(vector.free), vector.state == "open"
+        if is_open != self.is_open or vector.headroom != self.headroom or tuple(self.free[:size]) != vector.free:
+            self.charge += 1
+            self.free[:size] = vector.free
+            self.headroom = vector.headroom
+            self.is_open = is_open
 
     def fits(self, need: Sequence[tuple[int, int]], *, is_critical: bool) -> bool:
         """Whether it has that much free now. need: (index of the resource, units), slots first."""
@@ -62,20 +77,24 @@ class Instance:
 
 
 class Pool:
-    """The instances that may take tasks of one shape, as a heap by load. Rebuilt by the plan after each refresh.
+    """The instances that may take tasks of one shape, as a heap by load.
 
-    heap: (load, tie, charge, instance). The load is true if the instance's charge is still the same; otherwise too low,
-    since between two refreshes instances only fill up.
+    heap: (load, tie, charge, instance). While the instance's charge is the same the load is true, otherwise it is
+    computed anew when it comes to the top. An instance that got idler is further down than it should be, or not there,
+    until the plan rebuilds the heap: after a refresh, as often as it can afford.
+    reason: why none of the members takes the shape, once that was asked; of this fleet.
     """
 
-    __slots__ = ("heap", "is_stale", "members", "need", "shape")
+    __slots__ = ("heap", "is_new", "is_stale", "members", "need", "reason", "shape")
 
-    def __init__(self, shape: Shape, members: list[Instance], need: tuple[tuple[int, int], ...]) -> None:
+    def __init__(self, shape: Shape, members: dict[str, Instance], need: tuple[tuple[int, int], ...]) -> None:
         self.shape = shape
         self.members = members
         self.need = need
         self.heap: list[tuple[float, float, int, Instance]] = []
+        self.is_new = True
         self.is_stale = True
+        self.reason = ""
 
 
 class Fleet:
@@ -86,19 +105,53 @@ class Fleet:
         self.resources: tuple[str, ...] = ("slots",)
         self.instances: dict[str, Instance] = {}
         self.seen_ms = 0.0
-        self._by_type: dict[str, list[Instance]] = {}
+        # No heap is rebuilt before, so that planning for many shapes on a large fleet leaves time for the rest.
+        self.rebuild_at_ms = 0.0
+        self._by_type: dict[str, dict[str, Instance]] = {}
         self._pools: dict[str, Pool] = {}
 
     def replace(self, views: Iterable[InstanceView], resources: tuple[str, ...], *, now_ms: float) -> None:
-        """Take over the whole fleet, as read from the cell at now_ms."""
-        self.resources = resources
-        self.instances = {view.id: Instance(view, resources) for view in views}
-        self._by_type = {}
-        for instance in self.instances.values():
-            for name in instance.types:
-                self._by_type.setdefault(name, []).append(instance)
-        self._pools = {}
+        """Take over the whole fleet, as read from the cell at now_ms. Pools are kept: most of it is as it was."""
+        if resources != self.resources:
+            self._pools = {}  # their needs are indices
+            self.resources = resources
+        gone = dict(self.instances)
+        for view in views:
+            known = self.instances.get(view.id)
+            if known is not None and known.tag == view.tag:
+                known.update(view, resources)
+                del gone[view.id]
+                continue
+            if known is not None:
+                self._remove(known)
+                del gone[view.id]
+            self._add(Instance(view, resources))
+        for instance in gone.values():
+            self._remove(instance)
+        self._turn_stale()
         self.seen_ms = now_ms
+
+    def _add(self, instance: Instance) -> None:
+        self.instances[instance.id] = instance
+        for name in instance.types:
+            self._by_type.setdefault(name, {})[instance.id] = instance
+        for pool in self._pools.values():
+            if pool.shape.type in instance.types and has_labels(instance, pool.shape):
+                pool.members[instance.id] = instance
+            pool.reason = ""
+
+    def _remove(self, instance: Instance) -> None:
+        instance.is_open = False  # in a heap it is passed over
+        del self.instances[instance.id]
+        for name in instance.types:
+            del self._by_type[name][instance.id]
+        for pool in self._pools.values():
+            pool.members.pop(instance.id, None)
+            pool.reason = ""
+
+    def _turn_stale(self) -> None:
+        for pool in self._pools.values():
+            pool.is_stale = True
 
     def refresh(self, vectors: Mapping[str, Vector], *, now_ms: float) -> bool:
         """Take over the free vectors. False if the fleet itself has changed: then `replace` is due."""
@@ -109,18 +162,21 @@ class Fleet:
             if instance is None or instance.tag != vector.tag:
                 is_same = False
                 continue
-            instance.free[: len(vector.free)] = vector.free
-            instance.headroom = vector.headroom
-            instance.is_open = vector.state == "open"
-        for pool in self._pools.values():
-            pool.is_stale = True
+            instance.renew(vector)
+        self._turn_stale()
         self.seen_ms = now_ms
         return is_same
+
+    def serving(self, agent_type: str) -> Iterable[Instance]:
+        """The instances that serve the agent type."""
+        return self._by_type.get(agent_type, {}).values()
 
     def pool(self, text: str) -> Pool:
         """The pool of a shape. Raises ValueError if the text is no shape."""
         found = self._pools.get(text)
         if found is None:
+            if len(self._pools) >= _MAX_POOLS:
+                self._pools = {}
             found = self._pools[text] = self._made(parse_shape(text))
         return found
 
@@ -128,7 +184,7 @@ class Fleet:
         at = {name: index for index, name in enumerate(self.resources)}
         others = [(at.get(name, MISSING), units) for name, units in shape.needs.items() if units and name != "slots"]
         need = ((0, shape.needs.get("slots", 1)), *others)
-        members = [i for i in self._by_type.get(shape.type, ()) if has_labels(i, shape)]
+        members = {i.id: i for i in self.serving(shape.type) if has_labels(i, shape)}
         return Pool(shape, members, need)
 
 

@@ -14,7 +14,7 @@ def to_settle(parked: Sequence[ShapeView], fleet: Fleet) -> list[tuple[str, str]
     for view in sorted(parked, key=lambda view: view.head_key_ms):
         pool = fleet.pool(view.shape)
         left = view.parked
-        for instance in pool.members:
+        for instance in pool.members.values():
             if left <= 0 or len(found) >= _SETTLED_AT_ONCE:
                 break
             if instance.fits(pool.need, is_critical=pool.shape.is_critical):
@@ -46,7 +46,9 @@ def to_hold(parked: Iterable[ShapeView], fleet: Fleet, *, now_ms: float, hold_af
 
 
 def _most_room(pool: Pool) -> Instance | None:
-    large = [i for i in pool.members if i.is_open and all(_could(i, index, units) for index, units in pool.need)]
+    large = [
+        i for i in pool.members.values() if i.is_open and all(_could(i, index, units) for index, units in pool.need)
+    ]
     return max(large, key=lambda i: min(i.free[index] / max(units, 1) for index, units in pool.need), default=None)
 
 

@@ -5,7 +5,7 @@ Lane `c` (critical) may use headroom, `n` may not. Tenant and session are no par
 up to classes: a fleet has dozens of shapes, not thousands.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from taskyard.schemas.task import Task
@@ -68,11 +68,13 @@ def _pairs(text: str) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in text.split(",") if pair)
 
 
-def why_none(
-    shape: Shape, capacities: Mapping[str, tuple[tuple[str, ...], Mapping[str, int], Mapping[str, str]]]
-) -> str:
-    """Say why no instance takes a task of this shape now. capacities: instance -> (types, capacity, labels)."""
-    serving = [offer for offer in capacities.values() if shape.type in offer[0]]
+Offer = tuple[tuple[str, ...], Mapping[str, int], Mapping[str, str]]
+"""What an instance offers: agent types, capacity, labels."""
+
+
+def why_none(shape: Shape, offers: Sequence[Offer]) -> str:
+    """Say why none of these instances takes a task of this shape now."""
+    serving = [offer for offer in offers if shape.type in offer[0]]
     if not serving:
         return f"no instance serves the agent type {shape.type}"
     labelled = [offer for offer in serving if all(offer[2].get(n) == v for n, v in shape.labels.items())]

@@ -18,10 +18,10 @@ async def beat(rig: Rig, instance: str, cursor: str) -> Beaten:
 async def test_entries_that_were_not_read_in_time_are_recalled_and_the_instance_is_closed(rig: Rig) -> None:
     await rig.register("i1", slots=3)
     await rig.apply(*map(rig.entry, ("read", "t1", "t2")), to=["i1"])
-    await beat(rig, "i1", (await rig.find("read")).at)
     newest = (await rig.find("t2")).at
     await rig.register("i2", slots=1)
     await rig.let_pass(5)
+    await beat(rig, "i1", (await rig.find("read")).at)
 
     assert await rig.cell.recall(["i1", "unknown"], min_age_ms=5, limit=10) == 2
 
@@ -47,6 +47,18 @@ async def test_young_entries_and_entries_of_instances_that_never_beat_are_not_re
     assert await rig.cell.recall(["i2"], min_age_ms=0, limit=10) == 0
     assert await rig.cell.recall([], min_age_ms=0, limit=10) == 0
     assert {vector.state for vector in (await rig.view.vectors()).values()} == {"open"}
+
+
+async def test_what_may_have_been_read_since_the_last_beat_is_not_recalled_however_old_it_is(rig: Rig) -> None:
+    await rig.register("i1", slots=1)
+    await beat(rig, "i1", "0-0")
+    await rig.apply(rig.entry("t1"), to=["i1"])
+    await rig.let_pass(20)
+
+    assert await rig.cell.recall(["i1"], min_age_ms=10, limit=10) == 0
+
+    await beat(rig, "i1", "0-0")
+    assert await rig.cell.recall(["i1"], min_age_ms=10, limit=10) == 1
 
 
 async def test_a_recall_takes_back_at_most_its_limit(rig: Rig) -> None:

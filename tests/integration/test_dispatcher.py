@@ -10,8 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from taskyard.dispatcher.kafka import create_topics, lag
-from taskyard.dispatcher.service import consumer_group
+from taskyard.dispatcher.kafka import check_topics, lag
 from taskyard.dispatcher.settings import (
     HttpSettings,
     IntakeSettings,
@@ -24,6 +23,7 @@ from taskyard.dispatcher.web import Web
 from taskyard.schemas.codec import JSON
 from taskyard.schemas.errors import ConfigError
 from taskyard.schemas.priority import PRIORITIES
+from taskyard.schemas.topics import topics
 from tests.conftest import TestServices
 from tests.integration.yard import Yard, open_yard, task, until
 
@@ -159,8 +159,8 @@ async def test_a_restarted_dispatcher_goes_on_from_what_was_applied(yard: Yard, 
     await yard.dispatcher()
     await until(lambda: _count(yard, "i", 10), what="those published meanwhile are placed")
 
-    groups = {yard.topics.tasks[p]: consumer_group(settings.cell, p) for p in PRIORITIES}
-    await until(lambda: _has_no_lag(settings.kafka, groups), what="the group shows no lag")
+    names = list(yard.topics.tasks.values())
+    assert not any((await lag(settings.kafka, names, yard.cell.applied)).values())
 
 
 async def test_a_full_park_pauses_the_lowest_priority_first_and_nothing_is_lost(yard: Yard, settings: Settings) -> None:
@@ -226,12 +226,26 @@ async def test_a_port_in_use_is_a_clear_error(settings: Settings, yard: Yard) ->
 
 
 async def test_topics_are_created_once_and_differences_are_told(settings: Settings) -> None:
-    name = f"{settings.prefix}mine"
+    names = topics(settings.prefix)
 
-    await create_topics(settings.kafka, {name: 3}, replication=1)
-    await create_topics(settings.kafka, {name: 3}, replication=1)
+    first = await check_topics(settings.kafka, names, TopicSettings(partitions=2))
+    second = await check_topics(settings.kafka, names, TopicSettings(partitions=3))
+    missing = await check_topics(settings.kafka, topics("nobody-made-me."), TopicSettings(create=False))
 
-    assert await lag(settings.kafka, {name: "nobody"}) == {name: 0}
+    assert first == []
+    assert {(fault.topic, fault.is_fatal) for fault in second} == {(name, False) for name in names.names}
+    assert all(fault.is_fatal and fault.what == "is missing" for fault in missing)
+    assert len(missing) == len(names.names)
+
+
+async def test_what_is_published_and_not_applied_is_lag(yard: Yard, settings: Settings) -> None:
+    names = list(yard.topics.tasks.values())
+    await check_topics(settings.kafka, yard.topics, settings.topics)
+
+    await yard.publish(task("t1", priority="low"), task("t2", priority="low"))
+
+    behind = await lag(settings.kafka, [*names, "nobody-made-me"], yard.cell.applied)
+    assert behind == {**dict.fromkeys(names, 0), yard.topics.tasks["low"]: 2, "nobody-made-me": 0}
 
 
 async def _count(yard: Yard, instance: str, count: int) -> bool:
@@ -244,10 +258,6 @@ async def _is_parked(yard: Yard, count: int) -> bool:
 
 async def _is_outbox_empty(yard: Yard) -> bool:
     return (await yard.view.level()).outbox == 0
-
-
-async def _has_no_lag(kafka: str, groups: dict[str, str]) -> bool:
-    return not any((await lag(kafka, groups)).values())
 
 
 def _words(expression: str) -> list[str]:

@@ -3,15 +3,17 @@
 local HEADS_PER_TYPE = 64 -- shapes of one agent type whose first task is looked at in one call
 
 -- recall: KEYS[1] root; ARGV min_age_ms, limit, instance...
--- Takes back entries that the instances have not read for min_age_ms, and closes those instances. reply: how many.
+-- Takes back entries that were on the queue for min_age_ms when the instance last reported and that it had not read by
+-- then, and closes those instances. (Its age now says nothing: it may have been read since the report.) reply: how many.
 local function recall(keys, args)
   local c, min_age, limit = begin(keys), tonumber(args[1]), tonumber(args[2])
-  local count, newest = 0, number(c.now - min_age)
+  local count = 0
   for i = 3, #args do
     local instance, report = args[i], redis.call('HGET', key(c, ':report'), args[i])
     if report and instance_of(c, instance) and count < limit then
       local cursor = cmsgpack.unpack(string.sub(report, 9))[1]
       local queue = key(c, ':q:' .. instance)
+      local newest = number((struct.unpack('<d', report)) - min_age)
       local rows = redis.pcall('XRANGE', queue, '(' .. cursor, newest, 'COUNT', limit - count)
       -- A worker may be of any make: with a cursor that is no stream id it has read nothing.
       if rows.err then rows = redis.call('XRANGE', queue, '-', newest, 'COUNT', limit - count) end

@@ -13,6 +13,7 @@ from taskyard.compose.process import free_port
 from taskyard.dispatcher import kafka
 from taskyard.dispatcher.cell.connection import Connection
 from taskyard.dispatcher.cell.contract import Drift
+from taskyard.dispatcher.cell.redis import RedisCell
 from taskyard.dispatcher.cell.view import RedisView
 from taskyard.dispatcher.cli.configure import LEAVES
 from taskyard.dispatcher.cli.rehearsal.account import Account
@@ -22,7 +23,6 @@ from taskyard.dispatcher.cli.rehearsal.load import Due, Load
 from taskyard.dispatcher.cli.rehearsal.processes import Processes
 from taskyard.dispatcher.cli.rehearsal.results import Results
 from taskyard.dispatcher.cli.rehearsal.services import Stand
-from taskyard.dispatcher.service import consumer_group
 from taskyard.dispatcher.settings import Settings
 from taskyard.producers.producer import Producer
 from taskyard.schemas.errors import DependencyError
@@ -159,8 +159,7 @@ class Rehearsal:
     async def lag(self) -> dict[str, int]:
         """Records that no dispatcher has applied yet, per priority. Raises DependencyError."""
         names = topics(self.settings.prefix).tasks
-        groups = {topic: consumer_group(self.settings.cell, priority) for priority, topic in names.items()}
-        found = await kafka.lag(self.settings.kafka, groups)
+        found = await kafka.lag(self.settings.kafka, list(names.values()), RedisCell(self._connection).applied)
         return {priority: found[topic] for priority, topic in names.items()}
 
     async def stop(self) -> None:
