@@ -21,7 +21,7 @@ COMPILE = $(STAMPS)/uv/bin/uv pip compile --quiet --universal --python-version 3
 # The folders that are checked; `taskyard/` holds only links to five of them.
 SOURCES = schemas producers dispatcher workers compose taskyard/__init__.py tests bench
 
-.PHONY: help run dev demo test lint format types bench-smoke lock clean
+.PHONY: help run dev demo test lint format types bench bench-smoke lock clean
 
 help: ## list the targets
 	@echo "make TARGET, with TARGET one of"
@@ -45,6 +45,9 @@ format: dev ## mend what lint can mend by itself
 types: dev ## the type checker, strict
 	@echo "==> pyright"
 	@$(BIN)/pyright
+
+bench: dev ## every figure with its baseline, half an hour: make bench ARGS="--only dispatch"
+	@$(BIN)/python -m bench $(ARGS)
 
 bench-smoke: dev ## a short run of the benchmarks: do they work, not how fast
 	@$(BIN)/python -m bench --smoke

@@ -1,0 +1,67 @@
+"""The arithmetic of the benchmarks, and that each peer is complete."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from bench import peers
+from bench.pairs import Measured, Row, Sample, as_json, measure
+
+
+def row_of(ours: list[float], baseline: list[float], calls: list[str]) -> Row:
+    def side(name: str, rates: list[float]) -> Sample:
+        calls.append(name)
+        return Sample(rates.pop(0), {"valkey": 1.0})
+
+    return Row("dispatch", "", "bare loop", lambda: side("ours", ours), lambda: side("baseline", baseline))
+
+
+def measured(ours: list[float], baseline: list[float]) -> Measured:
+    return measure(row_of(ours, baseline, []), len(ours), lambda _: None)
+
+
+def test_the_ratio_is_the_median_of_the_pairs_not_the_ratio_of_the_medians() -> None:
+    found = measured([10, 20, 90], [10, 40, 30])
+
+    assert found.ratios == [1.0, 0.5, 3.0]
+    assert found.ratio == 1.0
+
+
+def test_the_sides_take_turns_in_going_first() -> None:
+    calls: list[str] = []
+
+    measure(row_of([1, 1, 1], [1, 1, 1], calls), 3, lambda _: None)
+
+    assert calls == ["baseline", "ours", "ours", "baseline", "baseline", "ours"]
+
+
+def test_each_pair_is_told_as_it_ends() -> None:
+    told: list[str] = []
+
+    measure(row_of([3_000, 1], [1_000, 1], []), 2, told.append)
+
+    assert told == [
+        "dispatch 1/2: 3,000/s against 1,000/s, ratio 3.00",
+        "dispatch 2/2: 1/s against 1/s, ratio 1.00",
+    ]
+
+
+def test_the_file_keeps_every_run() -> None:
+    found = json.loads(json.dumps(as_json([measured([1, 2], [2, 4])])))
+
+    assert [sample["per_s"] for sample in found[0]["ours"]] == [1, 2]
+    assert [sample["per_s"] for sample in found[0]["baselines"]] == [2, 4]
+    assert found[0]["ratio"] == 0.5
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_a_peer_has_a_script_and_a_list_that_pins_everything_and_names_no_address(name: str) -> None:
+    lines = (Path(peers.__file__).parent / f"{name}.txt").read_text().splitlines()
+
+    wanted = [line for line in lines if not line.startswith("#")]
+
+    assert peers.script(name).is_file()
+    assert name in {line.partition("==")[0] for line in wanted}
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in wanted)
