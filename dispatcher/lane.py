@@ -13,7 +13,7 @@ import structlog
 
 from taskyard.dispatcher.arrivals import Arrival
 from taskyard.dispatcher.batches import batch_of
-from taskyard.dispatcher.cell.contract import Applied, Batch, DispatcherCell, Fenced, Full
+from taskyard.dispatcher.cell.contract import Applied, Batch, DispatcherCell, Fenced, Full, OnSent
 from taskyard.dispatcher.core.fleet import Fleet
 from taskyard.dispatcher.core.plan import plan
 from taskyard.dispatcher.intake import Chunk, Intake
@@ -109,13 +109,21 @@ class Lane:
         )  # fmt: skip
         await self.settle()
         if self._intake.is_current(chunk):
-            self._in_flight = asyncio.create_task(self._apply(chunk, batch), name=f"apply {self.priority}")
+            await self._begin(chunk, batch)
 
-    async def _apply(self, chunk: Chunk, batch: Batch) -> bool:
+    async def _begin(self, chunk: Chunk, batch: Batch) -> None:
+        """Start the call and return once its request is written: planning before that would keep the server waiting."""
+        sent = asyncio.Event()
+        task = asyncio.create_task(self._apply(chunk, batch, sent.set), name=f"apply {self.priority}")
+        task.add_done_callback(lambda _: sent.set())
+        self._in_flight = task
+        await sent.wait()
+
+    async def _apply(self, chunk: Chunk, batch: Batch, on_sent: OnSent) -> bool:
         """Apply until the cell takes or refuses the batch. False: refused, the intake has gone back."""
         while True:
             with self._metrics.apply_seconds.time():
-                result = await self._cell.apply(batch)
+                result = await self._cell.apply(batch, on_sent=on_sent)
             match result:
                 case Applied():
                     self._applied(chunk, result)

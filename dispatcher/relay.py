@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from taskyard.dispatcher.cell.contract import DispatcherCell, Outgoing
-from taskyard.dispatcher.kafka import TopicProducer
+from taskyard.dispatcher.kafka import OutgoingRecord, TopicProducer
 from taskyard.dispatcher.metrics import Metrics
 from taskyard.schemas.codec import JSON, codec_for, codec_of, content_headers
 from taskyard.schemas.entry import Entry, decode_entry
@@ -25,8 +25,6 @@ log = structlog.get_logger()
 _LEASE_MS = 3_000
 _AT_ONCE = 1_000
 _ANY_SIZE = Limits(payload_bytes=1 << 30, envelope_bytes=1 << 30)
-
-OutgoingRecord = tuple[str, bytes, bytes, list[tuple[str, bytes]]]
 
 
 class Relay:
@@ -66,7 +64,9 @@ class Relay:
             log.error("record_shortened", topic=record[0], task=record[1].decode(), bytes=len(record[2]),
                       next="raise the topic's max.message.bytes, or store results elsewhere")  # fmt: skip
             if await self._producer.publish([_shortened(record)]):
-                raise DependencyError(f"{record[0]} does not even take {FIRST_BYTES} bytes; raise its max.message.bytes")
+                raise DependencyError(
+                    f"{record[0]} does not even take {FIRST_BYTES} bytes; raise its max.message.bytes"
+                )
 
     def _records(self, row: Outgoing) -> Sequence[OutgoingRecord]:
         self._metrics.outcomes.labels(row.kind).inc()

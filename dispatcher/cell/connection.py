@@ -1,8 +1,9 @@
 """The connection to Redis or Valkey: the one place of this layer that imports redis-py.
 
-Calls are never repeated by the library underneath (its default of ten retries ran a timed-out call twice): whoever
-calls knows what may be repeated. Replies are as RESP2 has them: bytes, integers, None and flat lists; the library's
-own conversions differ by command and protocol version.
+Commands go straight over the pool's connections. redis-py's own client would repeat a call that timed out (ten times by
+default: a timed-out `fcall` ran twice), convert replies by command, and on Python 3.11 swallow a cancellation that
+comes with the reply (it waits in `asyncio.wait_for`). Whoever calls knows what may be repeated; replies are as RESP2
+has them: bytes, integers, None and flat lists.
 """
 
 import asyncio
@@ -24,6 +25,9 @@ _NAME = "taskyard_v1"
 _CALL_TIMEOUT_S = 5.0
 _CONNECTIONS = 16
 
+Word = str | bytes | float
+OnSent = Callable[[], None]
+
 
 def library() -> str:
     """Read the function library as one text. All versions of it may be loaded beside each other."""
@@ -38,39 +42,27 @@ class Connection:
         """Connect on first use. Raises ValueError if `url` is not redis://, rediss:// or unix://."""
         self.root = f"ty:{{{cell}}}"
         self._url = url
-        self._client = self._pool(_CALL_TIMEOUT_S, _CONNECTIONS)
+        self._pool = _pool(url, _CONNECTIONS)
         # One for each reader: a blocked read would keep a connection of the pool.
-        self._readers: list[redis.Redis] = []
+        self._readers: list[redis.BlockingConnectionPool] = []
 
-    def _pool(self, timeout_s: float, size: int) -> redis.Redis:
-        pool = redis.BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
-            self._url,
-            max_connections=size,
-            timeout=_CALL_TIMEOUT_S,
-            protocol=2,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=_CALL_TIMEOUT_S,
-            socket_keepalive=True,
-            retry=Retry(NoBackoff(), 0),
-        )
-        client = redis.Redis(connection_pool=pool)
-        client.response_callbacks.clear()
-        return client
-
-    async def command(self, *words: str | bytes | float) -> Any:
+    async def command(self, *words: Word) -> Any:
         """Run one command. Raises DependencyError if the server does not answer or refuses."""
-        return await _translated(self._client, words)
+        return await _exchange(self._pool, words, _CALL_TIMEOUT_S)
 
-    async def call(self, function: str, *arguments: str | bytes | float) -> Any:
-        """Call a function of the library on this cell; loads the library if the server lost it."""
+    async def call(self, function: str, *arguments: Word, on_sent: OnSent | None = None) -> Any:
+        """Call a function of the library on this cell; loads the library if the server lost it.
+
+        on_sent: called as soon as the request is written, so that the caller may use the time until the reply.
+        """
         words = ("FCALL", f"ty1_{function}", 1, self.root, *arguments)
         try:
-            return await _translated(self._client, words)
+            return await _exchange(self._pool, words, _CALL_TIMEOUT_S, on_sent)
         except DependencyError as error:
             if "Function not found" not in str(error):
                 raise
         await self.load()
-        return await _translated(self._client, words)
+        return await _exchange(self._pool, words, _CALL_TIMEOUT_S, on_sent)
 
     async def load(self) -> None:
         """Load the library, replacing one of the same version."""
@@ -78,36 +70,61 @@ class Connection:
 
     def reader(self, *, block_ms: int) -> Callable[..., Awaitable[Any]]:
         """Return a `command` on a connection of its own, for commands that block for at most block_ms."""
-        client = self._pool(block_ms / 1000 + _CALL_TIMEOUT_S, 1)
-        self._readers.append(client)
+        pool = _pool(self._url, 1)
+        self._readers.append(pool)
 
-        async def command(*words: str | bytes | float) -> Any:
-            return await _translated(client, words)
+        async def command(*words: Word) -> Any:
+            return await _exchange(pool, words, block_ms / 1000 + _CALL_TIMEOUT_S)
 
         return command
 
     async def close(self) -> None:
         """Close all connections."""
-        for client in (self._client, *self._readers):
-            await client.aclose()
-            await client.connection_pool.disconnect()
+        for pool in (self._pool, *self._readers):
+            await pool.disconnect()
 
 
-async def _translated(client: redis.Redis, words: tuple[str | bytes | float, ...]) -> Any:
-    task = asyncio.current_task()
-    before = task.cancelling() if task else 0
+def _pool(url: str, size: int) -> redis.BlockingConnectionPool:
+    return redis.BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
+        url,
+        max_connections=size,
+        timeout=_CALL_TIMEOUT_S,
+        protocol=2,
+        # Timeouts are ours, one for the whole exchange.
+        socket_timeout=None,
+        socket_connect_timeout=None,
+        socket_keepalive=True,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
+async def _exchange(
+    pool: redis.BlockingConnectionPool, words: tuple[Word, ...], timeout_s: float, on_sent: OnSent | None = None
+) -> Any:
+    name = words[1] if words[0] == "FCALL" else words[0]
     try:
-        reply = await cast("Any", client).execute_command(*words)
+        async with asyncio.timeout(timeout_s):
+            connection = await cast("Any", pool).get_connection()
+            try:
+                return await _answered(connection, words, on_sent)
+            finally:
+                await pool.release(connection)
     except ResponseError as error:
-        raise DependencyError(f"Redis refused {_named(words)}: {error}") from error
+        raise DependencyError(f"Redis refused {name}: {error}") from error
     except (RedisError, OSError, TimeoutError) as error:
         why = error or type(error).__name__
-        raise DependencyError(f"Redis did not answer {_named(words)}: {why}; is it up? `taskyard doctor`") from error
-    if task and task.cancelling() > before:
-        # redis-py waits in `asyncio.wait_for`, which on Python 3.11 swallows a cancellation that comes with the result.
-        raise asyncio.CancelledError
-    return reply
+        raise DependencyError(f"Redis did not answer {name}: {why}; is it up? `taskyard doctor`") from error
 
 
-def _named(words: tuple[str | bytes | float, ...]) -> str:
-    return str(words[1] if words[0] == "FCALL" else words[0])
+async def _answered(connection: Any, words: tuple[Word, ...], on_sent: OnSent | None) -> Any:
+    try:
+        await connection.send_command(*words)
+        if on_sent is not None:
+            on_sent()
+        return await connection.read_response()
+    except ResponseError:
+        raise
+    except BaseException:
+        # Cut off between request and reply: what still comes must not be read as the reply to another command.
+        await connection.disconnect(nowait=True)
+        raise

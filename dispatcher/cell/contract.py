@@ -5,7 +5,7 @@ Two implementations keep it, shown by one suite (tests/contract): `redis.RedisCe
 not answer raises (DependencyError). All times are the server's, Unix ms.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from taskyard.dispatcher.core.snapshot import InstanceView, Report, ShapeView, Vector
@@ -66,6 +66,7 @@ class Batch(NamedTuple):
 
 
 MAX_BATCH = 2_000
+OnSent = Callable[[], None]
 
 
 class Applied(NamedTuple):
@@ -263,7 +264,10 @@ class DispatcherCell(Protocol):
         ...
 
     async def applied(self, partitions: Sequence[Incarnation]) -> dict[Incarnation, int]: ...
-    async def apply(self, batch: Batch) -> Applied | Fenced | Full: ...
+    async def apply(self, batch: Batch, *, on_sent: OnSent | None = None) -> Applied | Fenced | Full:
+        """Make a batch take effect, exactly once. on_sent: called once the request is on its way."""
+        ...
+
     async def evict(self, *, limit: int) -> tuple[str, int] | None:
         """Take back up to `limit` entries of an instance whose lease ran out: (instance, entries left), or None."""
         ...

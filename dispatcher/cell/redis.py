@@ -22,6 +22,7 @@ from taskyard.dispatcher.cell.contract import (
     Finished,
     Full,
     Incarnation,
+    OnSent,
     Outgoing,
     Refused,
     Registered,
@@ -32,7 +33,6 @@ from taskyard.dispatcher.cell.contract import (
 )
 
 _pack = msgspec.msgpack.Encoder().encode
-_CANDIDATES = struct.Struct("<HHHH")
 
 
 class RedisCell:
@@ -130,17 +130,19 @@ class RedisCell:
         offsets = await self._command("HMGET", f"{self._root}:applied", *partitions)
         return {name: int(offset) for name, offset in zip(partitions, offsets, strict=True) if offset is not None}
 
-    async def apply(self, batch: Batch) -> Applied | Fenced | Full:
+    async def apply(self, batch: Batch, *, on_sent: OnSent | None = None) -> Applied | Fenced | Full:
         """Make a batch take effect, exactly once. Raises ValueError above MAX_BATCH tasks (a caller's bug)."""
         if len(batch.tasks) > MAX_BATCH:
             raise ValueError(f"{len(batch.tasks)} tasks in one batch; at most {MAX_BATCH}")
         header = _pack((batch.ranges, batch.instances, batch.shapes, batch.parked_permille))
-        choices = b"".join(
-            [_CANDIDATES.pack(task.shape + 1, *[c + 1 for c in task.candidates], *_NONE[len(task.candidates)])
-             for task in batch.tasks]
-        )  # fmt: skip
+        choices = [0] * (4 * len(batch.tasks))
+        for at, (shape, candidates, _) in enumerate(batch.tasks):
+            choices[4 * at] = shape + 1
+            for n, candidate in enumerate(candidates, 4 * at + 1):
+                choices[n] = candidate + 1
         entries = [task.entry for task in batch.tasks]
-        kind, *reply = await self._call("apply", header, choices, len(entries), *entries, *batch.refused)
+        words = (header, struct.pack(f"<{len(choices)}H", *choices), len(entries), *entries, *batch.refused)
+        kind, *reply = await self._call("apply", *words, on_sent=on_sent)
         if kind == b"ok":
             results, parked, outbox, now_ms = reply
             return Applied(results.decode(), parked, outbox, now_ms)
@@ -194,10 +196,6 @@ class RedisCell:
     async def close(self) -> None:
         """Close the connections."""
         await self._connection.close()
-
-
-# What fills up a task's three candidates.
-_NONE = ((0, 0, 0), (0, 0), (0,), ())
 
 
 def _refused(kind: bytes) -> Refused:

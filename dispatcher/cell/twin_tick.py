@@ -14,6 +14,7 @@ from taskyard.dispatcher.cell.contract import (
     Fenced,
     Full,
     Incarnation,
+    OnSent,
     Outgoing,
     Planned,
 )
@@ -61,7 +62,7 @@ class TwinTick(TwinView):
         """Tell up to which offset each partition has been applied; one that never was is absent."""
         return {name: self._state.applied[name] for name in partitions if name in self._state.applied}
 
-    async def apply(self, batch: Batch) -> Applied | Fenced | Full:
+    async def apply(self, batch: Batch, *, on_sent: OnSent | None = None) -> Applied | Fenced | Full:
         """Make a batch take effect, exactly once. Raises ValueError above MAX_BATCH tasks (a caller's bug)."""
         if len(batch.tasks) > MAX_BATCH:
             raise ValueError(f"{len(batch.tasks)} tasks in one batch; at most {MAX_BATCH}")
@@ -69,6 +70,8 @@ class TwinTick(TwinView):
         refused = self._fence(batch) or self._full(batch.parked_permille)
         if refused:
             return refused
+        if on_sent is not None:
+            on_sent()
         application = _Application(state, batch)
         results = "".join([application.take(planned) for planned in batch.tasks])
         for instance in application.pullers:
