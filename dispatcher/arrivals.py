@@ -21,6 +21,12 @@ class ConsumedRecord(Protocol):
     headers: Sequence[tuple[str, bytes | None]]
 
 
+class UnreadableRecord(ConsumedRecord, Protocol):
+    """One whose value cannot be had. fault: why."""
+
+    fault: str
+
+
 class Arrival(NamedTuple):
     """A task as it arrived. wire: the record's value, untouched."""
 
@@ -67,6 +73,11 @@ class Reader:
             headers,
             value,
         )
+
+    def refuse(self, record: UnreadableRecord, partition: int) -> DeadLetter:
+        """The dead letter of a record that the Kafka client cannot decode."""
+        fault = f"not a Kafka record that can be decoded: {record.fault}"
+        return self._refused(record, partition, SchemaError(fault, reason="undecodable"))
 
     def _refused(self, record: ConsumedRecord, partition: int, error: SchemaError) -> DeadLetter:
         return DeadLetter(

@@ -11,7 +11,7 @@ import structlog
 
 from taskyard.dispatcher.arrivals import Arrival, Reader
 from taskyard.dispatcher.cell.contract import DispatcherCell, Incarnation, Range
-from taskyard.dispatcher.kafka import Record, TopicConsumer, TopicState, incarnation
+from taskyard.dispatcher.kafka import Record, TopicConsumer, TopicState, Unreadable, incarnation
 from taskyard.dispatcher.metrics import Metrics
 from taskyard.schemas.codec import JSON
 from taskyard.schemas.outcome import DeadLetter
@@ -48,6 +48,7 @@ class Intake:
         self._applied: dict[int, int] = {}
         self._committed: dict[int, int] = {}
         self._is_sought = True
+        self._measured: frozenset[int] = frozenset()
 
     @property
     def is_positioned(self) -> bool:
@@ -93,7 +94,8 @@ class Intake:
 
     def _read(self, partition: int, rows: Sequence[Record], arrivals: list[Arrival], refused: list[bytes]) -> None:
         for record in rows:
-            read = self._reader.read(record, partition)
+            is_readable = type(record) is not Unreadable
+            read = (self._reader.read if is_readable else self._reader.refuse)(record, partition)
             if isinstance(read, DeadLetter):
                 log.warning("record_refused", priority=self._priority, partition=partition, offset=read.offset,
                             reason=read.reason, detail=read.detail)  # fmt: skip
@@ -115,6 +117,9 @@ class Intake:
 
     def measure_lag(self) -> None:
         """Set the lag of our partitions."""
+        for partition in self._measured - self._ours:  # another's now, which tells its lag itself
+            self._metrics.lag.remove(self._priority, str(partition))
+        self._measured = self._ours
         ends = self.consumer.ends(self._ours)
         for partition in self._ours:
             behind = max(0, ends.get(partition, 0) - self._applied.get(partition, 0))

@@ -5,6 +5,7 @@ Its errors become DependencyError; every wait has an end.
 
 import asyncio
 import contextlib
+import time
 import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from io import BytesIO
@@ -45,6 +46,7 @@ _FETCH_WAIT_MS = 50
 _MAX_REQUEST_BYTES = 64 << 20
 _CREATED_WITHIN_S = 5.0
 _POLL_S = 0.05
+_MAX_REFUSALS = 5
 _BATCH_BYTES = 512 << 10
 
 
@@ -207,6 +209,16 @@ async def lag(
     return behind
 
 
+class Unreadable(NamedTuple):
+    """Stands for a record that the client cannot decode. timestamp: when that was seen, Unix ms."""
+
+    offset: int
+    timestamp: int
+    fault: str
+    value: bytes | None = None
+    headers: Sequence[tuple[str, bytes | None]] = ()
+
+
 class TopicConsumer(ConsumerRebalanceListener):
     """A member of the consumer group of one topic. Offsets are the caller's: nothing is committed by itself."""
 
@@ -227,6 +239,10 @@ class TopicConsumer(ConsumerRebalanceListener):
         }
         # Written by start only.
         self._consumer: Any = None
+        # Whether a record that cannot be decoded is being looked for.
+        self._is_careful = False
+        # Reads in a row that raised: a consumer whose coordination has died raises for ever (aiokafka).
+        self._refusals = 0
 
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:  # noqa: ARG002 - all of them
         """Tell the owner that nothing is assigned now: every rebalance is an eager one."""
@@ -239,9 +255,12 @@ class TopicConsumer(ConsumerRebalanceListener):
     async def start(self) -> None:
         """Join the group, with a new client each time: one that failed to start is of no more use."""
         await self.stop()
+        self._is_careful = False
+        self.on_change(frozenset())
         self._consumer = AIOKafkaConsumer(bootstrap_servers=self._bootstrap, **self._settings)
         self._consumer.subscribe([self.topic], listener=self)
         await _timed(self._consumer.start(), f"join a group on Kafka at {self._bootstrap}", timeout_s=3 * _TIMEOUT_S)
+        self._refusals = 0
 
     async def describe(self) -> TopicState:
         """Ask for the topic's id. Raises DependencyError if it is missing."""
@@ -251,13 +270,51 @@ class TopicConsumer(ConsumerRebalanceListener):
         return states[self.topic]
 
     async def poll(self, *, records: int, timeout_ms: int) -> dict[int, list[Record]]:
-        """Return records by partition, at most so many. Waits for timeout_ms, or longer during a rebalance."""
+        """Return records by partition, at most so many. Waits for timeout_ms, or longer during a rebalance.
+
+        After one that the client cannot decode it raises DependencyError; once its partition was sought anew the record
+        comes as Unreadable, and so does each behind it in its batch.
+        """
+        if self._refusals >= _MAX_REFUSALS:
+            await self.start()
+        if self._is_careful:
+            return await self._poll_singly(records, timeout_ms)
+        try:
+            found = await self._getmany(records, timeout_ms)
+        except ValueError as error:  # such as the name of a header that is not UTF-8
+            self._is_careful = True
+            raise DependencyError(f"a record of {self.topic} cannot be decoded: {error}") from error
+        return {partition.partition: rows for partition, rows in found.items()}
+
+    async def _poll_singly(self, records: int, timeout_ms: int) -> dict[int, list[Record]]:
+        """Read one record at a time, so that the one that cannot be decoded is known by its offset."""
+        found: dict[int, list[Record]] = {}
+        left, is_clean = records, True
+        for place in self._consumer.assignment():
+            offset = await _timed(self._consumer.position(place), "read a position")
+            while left > 0:
+                try:
+                    rows = (await self._getmany(1, timeout_ms, place)).get(place, [])
+                except ValueError as error:
+                    is_clean, self._refusals = False, 0
+                    rows = [Unreadable(offset, int(time.time() * 1000), str(error))]
+                    self._consumer.seek(place, offset + 1)
+                if not rows:
+                    break
+                found.setdefault(place.partition, []).extend(rows)
+                left, offset = left - 1, rows[-1].offset + 1
+        self._is_careful = not (is_clean and left > 0)
+        return found
+
+    async def _getmany(self, records: int, timeout_ms: int, *places: Any) -> dict[Any, list[Record]]:
+        self._refusals += 1
         found = await _timed(
-            self._consumer.getmany(timeout_ms=timeout_ms, max_records=records),
+            self._consumer.getmany(*places, timeout_ms=timeout_ms, max_records=records),
             "read records",
             timeout_s=timeout_ms / 1000 + 3 * _TIMEOUT_S,
         )
-        return {partition.partition: rows for partition, rows in found.items()}
+        self._refusals = 0
+        return found
 
     def seek(self, offsets: Mapping[int, int]) -> None:
         """Read each of these partitions from its offset on. Raises DependencyError if one is not ours any more."""

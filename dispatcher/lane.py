@@ -48,6 +48,8 @@ class Lane:
         self._stopping = stopping
         self._in_flight: asyncio.Task[bool] | None = None
         self._commit_s = 0.0
+        # What a record weighs, going by the last ones: the next read is bounded by it.
+        self._record_bytes = float(settings.payload_bytes)
         # Written here, shown by /ready.
         self.is_full = False
 
@@ -63,8 +65,9 @@ class Lane:
     async def step(self) -> None:
         """Read, plan and send one batch. Raises DependencyError; the next step starts from what was applied."""
         try:
-            chunk = await self._intake.poll(records=self._settings.batch, timeout_ms=_POLL_MS)
+            chunk = await self._intake.poll(records=self._at_once(), timeout_ms=_POLL_MS)
             if chunk is not None:
+                self._weigh(chunk)
                 await self._send(chunk)
             elif self._in_flight is not None:
                 await self.settle()
@@ -76,6 +79,14 @@ class Lane:
             await self.settle(quietly=True)
             self._intake.rewind()
             raise
+
+    def _at_once(self) -> int:
+        return max(1, min(self._settings.batch, int(self._settings.batch_bytes / self._record_bytes)))
+
+    def _weigh(self, chunk: Chunk) -> None:
+        if chunk.arrivals:
+            mean_bytes = sum([len(arrival.wire) for arrival in chunk.arrivals]) / len(chunk.arrivals)
+            self._record_bytes = max(1.0, mean_bytes, self._record_bytes / 2)
 
     async def settle(self, *, quietly: bool = False) -> None:
         """Wait for the call in flight. quietly: an error of it is passed over, since all is read again."""

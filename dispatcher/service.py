@@ -122,11 +122,11 @@ class Dispatcher:
                 await stop()
 
     async def _run_lane(self, lane: Lane) -> None:
-        if await self._until_done(f"lane {lane.priority}", lane.start):
-            try:
+        try:
+            if await self._until_done(f"lane {lane.priority}", lane.start):
                 await self._repeat(f"lane {lane.priority}", lane.step)
-            finally:
-                await lane.stop()
+        finally:
+            await lane.stop()
 
     async def _repeat(self, name: str, step: Step, pause_s: float = 0) -> None:
         await repeat(name, step, stopping=self.stopping, metrics=self.metrics, pause_s=pause_s)

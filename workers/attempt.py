@@ -90,4 +90,4 @@ class Attempt:
 
 def bounded(cause: str) -> bytes:
     """Cut a cause to what the cell keeps, at a character's end."""
-    return cause.encode(errors="replace")[:_MAX_CAUSE_BYTES].decode(errors="ignore").encode()
+    return str(cause).encode(errors="replace")[:_MAX_CAUSE_BYTES].decode(errors="ignore").encode()

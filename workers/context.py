@@ -36,7 +36,8 @@ class Context:
     def progress(self, done: float | str, note: str = "") -> None:
         """Tell how far it is: a fraction from 0 to 1 or a text. The next beat carries the last one. Any thread."""
         text = done if isinstance(done, str) else f"{done:.0%}"
-        self._said = f"{text} {note}".strip()[:_MAX_PROGRESS_CHARS]
+        # A lone surrogate has no form in a beat.
+        self._said = f"{text} {note}".strip()[:_MAX_PROGRESS_CHARS].encode(errors="replace").decode()
 
     @property
     def said(self) -> str:

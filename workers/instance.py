@@ -39,7 +39,8 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     def registration(self, lease_ms: int) -> Registration:
         """Say it to the cell."""
-        return Registration(self.types, dict(self.capacity), dict(self.labels), lease_ms, dict(self.profile))
+        profile = {str(name): str(value) for name, value in self.profile.items()}
+        return Registration(self.types, dict(self.capacity), dict(self.labels), lease_ms, profile)
 
 
 class Instance:

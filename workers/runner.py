@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from math import isnan
 from typing import Any
 
 from taskyard.schemas.codec import Codec, codec_for
@@ -23,6 +24,8 @@ log = logging.getLogger("taskyard.worker")
 
 MAX_RESULT_BYTES = 1 << 20
 """A result travels through the cell's memory and Kafka; a bigger one is stored elsewhere and referred to."""
+
+_MAX_DELAY_S = 365 * 86_400
 
 # The dispatcher has measured the payload, with limits of its own.
 _TAKEN = Limits(payload_bytes=1 << 30)
@@ -65,7 +68,7 @@ class Runner:
         try:
             await self._handle(instance, attempt, entry)
         except Retry as error:
-            attempt.end("retry", error.reason, -1 if error.delay_s is None else max(0, round(error.delay_s * 1000)))
+            attempt.end("retry", error.reason, _delay_ms(error.delay_s))
         except GiveUp as error:
             attempt.end("gave_up", error.reason)
         except asyncio.CancelledError:
@@ -73,8 +76,8 @@ class Runner:
                 attempt.end("retry", "CancelledError: the handler was cancelled from inside")
                 return
             raise
-        except Exception as error:
-            attempt.end("retry", f"{type(error).__name__}: {error}")
+        except (Exception, SystemExit) as error:  # a handler that exits must not take the tasks of others with it
+            attempt.end("retry", f"{type(error).__name__}: {_said(error)}")
             log.debug("attempt_failed", exc_info=error, extra={"task_id": attempt.task_id, "type": attempt.type})
         finally:
             instance.ended(attempt)
@@ -116,6 +119,20 @@ class Runner:
 def _is_cancelled_from_outside() -> bool:
     current = asyncio.current_task()
     return current is not None and current.cancelling() > 0
+
+
+def _delay_ms(delay_s: float | None) -> int:
+    """What the cell is told: below 0 is its own backoff, which also stands in for what is no time."""
+    if delay_s is None or isnan(delay_s):
+        return -1
+    return round(1000 * max(0.0, min(delay_s, _MAX_DELAY_S)))
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - the handler's own class may do anything
+        return "it cannot be shown"
 
 
 def _outcome(codec: Codec, task: Task, entry: Entry, attempt: Attempt, instance: str, result: Any) -> bytes:

@@ -44,7 +44,11 @@ class Threads:
         def in_thread() -> Any:
             if begun is not None:
                 loop.call_soon_threadsafe(_resolve, begun)
-            return call()
+            try:
+                return call()
+            except StopIteration as error:
+                # No future takes it: the attempt would wait for its end for ever. A coroutine does the same.
+                raise RuntimeError("the handler raised StopIteration") from error
 
         attempt.thread = self._pool.submit(contextvars.copy_context().run, in_thread)
         result = asyncio.wrap_future(attempt.thread)

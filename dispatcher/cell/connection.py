@@ -65,8 +65,14 @@ class Connection:
         return await _exchange(self._pool, words, _CALL_TIMEOUT_S, on_sent)
 
     async def load(self) -> None:
-        """Load the library, replacing one of the same version."""
-        await self.command("FUNCTION", "LOAD", "REPLACE", library())
+        """Load the library, replacing one of the same version, unless it is there as it is.
+
+        To load it is a write of 55 KB to the server's log, which a server that has no memory left refuses.
+        """
+        text = library()
+        found = await self.command("FUNCTION", "LIST", "LIBRARYNAME", _NAME, "WITHCODE")
+        if not any(text.encode() in fields for fields in found):
+            await self.command("FUNCTION", "LOAD", "REPLACE", text)
 
     def reader(self, *, block_ms: int) -> Callable[..., Awaitable[Any]]:
         """Return a `command` on a connection of its own, for commands that block for at most block_ms."""

@@ -24,6 +24,7 @@ everything is parsed and checked first, and what is written follows the worse fa
 """
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
 
 from taskyard.dispatcher.cell import twin_moves as moves
@@ -52,8 +53,20 @@ PAGE = 200
 PULL_MARGIN = 64
 """Parked tasks that one finish may take beyond the endings it counts."""
 _MAX_RESOURCES = 16
-_TAG_CHARS = 4
+_MAX_UNITS = 2**31 - 1
+_EPOCH = re.compile(r"[A-Za-z0-9._-]{4,}").fullmatch
+_NAME = re.compile(r"[^|=,\x00-\x1f\x7f]{1,512}").fullmatch
 _POLL_S = 0.001
+
+
+def _check_offer(instance: str, epoch: str, registration: Registration) -> None:
+    types, capacity, labels, lease_ms, _ = registration
+    names = (instance, *types, *capacity, *labels, *labels.values())
+    units = (*capacity.values(), lease_ms)
+    if not types or not all(map(_NAME, names)) or not all(0 <= n <= _MAX_UNITS for n in units):
+        raise DependencyError("the cell refused it: not an instance's id, types, capacity, labels, lease and profile")
+    if SLOTS not in capacity or not _EPOCH(epoch):
+        raise DependencyError("the cell refused it: an instance has slots, and an epoch of at least four characters")
 
 
 class TwinCell(TwinTick):
@@ -64,9 +77,10 @@ class TwinCell(TwinTick):
         state = self._begin()
         before = state.instances.get(instance)
         if before and before.epoch == epoch and before.reason != moves.LEAVING:
-            before.lease_until_ms = state.now_ms + before.lease_ms
+            before.lease_until_ms, before.is_spared = state.now_ms + before.lease_ms, False
             return Registered(state.generation, state.now_ms, "0-0")
-        self._add_resources(epoch, registration.capacity)
+        _check_offer(instance, epoch, registration)
+        self._add_resources(registration.capacity)
         if before:
             left = moves.take_back(state, instance, limit=PAGE, reason=b"the instance registered anew")
             if left:
@@ -78,13 +92,9 @@ class TwinCell(TwinTick):
         state.end_call()
         return Registered(state.generation, state.now_ms, "0-0")
 
-    def _add_resources(self, epoch: str, capacity: Mapping[str, int]) -> None:
+    def _add_resources(self, capacity: Mapping[str, int]) -> None:
         known = self._state.resources
         added = sorted(capacity.keys() - set(known))
-        if SLOTS not in capacity or len(epoch.encode()) < _TAG_CHARS:
-            raise DependencyError(
-                "the cell refused it: an instance has slots, and an epoch of at least four characters"
-            )
         if len(known) + len(added) > _MAX_RESOURCES:
             raise DependencyError(f"the cell refused it: more than {_MAX_RESOURCES} resource names in this cell")
         known.extend(added)
@@ -114,7 +124,7 @@ class TwinCell(TwinTick):
         if live.reason == moves.LEAVING:
             return Refused("stale")
         live.lease_until_ms, live.reported_ms = state.now_ms + live.lease_ms, state.now_ms
-        live.report = report
+        live.report, live.is_spared = report, False
         if live.reason == UNREAD and parse_id(live.recalled) <= parse_id(report.cursor):
             self._open(instance)
         return Beaten(state.generation, state.now_ms, live.reason, live.recalled)

@@ -65,6 +65,8 @@ class Live:
     headroom: int
     free: dict[str, int]
     """By the resources that the cell knew when it registered."""
+    is_spared: bool = False
+    """Whether the lease was lengthened without a beat."""
     state: State = "open"
     reason: str = ""
     recalled: str = "0-0"
@@ -86,7 +88,9 @@ class Live:
         """Whether a task of the shape may be placed on it. Labels and types are not looked at."""
         if self.state == "cordoned" or (self.state == "held" and self.held_for != shape.text):
             return False
-        if not shape.is_critical and self.free[SLOTS] - shape.needs[SLOTS] < self.headroom:
+        # A hold gives the headroom too: a task of an instance's whole size would never fit beside it.
+        headroom = 0 if shape.is_critical or self.state == "held" else self.headroom
+        if self.free[SLOTS] - shape.needs[SLOTS] < headroom:
             return False
         return self.has_room(shape)
 
@@ -106,6 +110,8 @@ class TwinState:
     def __init__(self, chance: random.Random) -> None:
         self.random = chance
         self.now_ms = 0
+        self.evict_ms: int | None = None
+        """When evict was last called."""
         self.config = CellConfig()
         self.generation = ""
         self.applied: dict[str, int] = {}

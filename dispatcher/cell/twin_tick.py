@@ -25,6 +25,10 @@ from taskyard.dispatcher.core.shapes import Shape
 
 UNREAD = "not reading"
 """Why an instance is closed that beats but does not read."""
+AWAY_MS = 1_000
+"""No evict for longer: no dispatcher reached the cell, so workers may not have reached it either."""
+SPARE_MS = 10_000
+"""Time for them to beat again."""
 HEADS_PER_TYPE = 64
 """Shapes of one agent type that one expire looks at."""
 
@@ -104,6 +108,7 @@ class TwinTick(TwinView):
     async def evict(self, *, limit: int) -> tuple[str, int] | None:
         """Take back a page of the instance whose lease ran out first."""
         state = self._begin()
+        self._spare()
         expired = [(live.lease_until_ms, name.encode(), name) for name, live in state.instances.items()]
         expired = [row for row in expired if row[0] <= state.now_ms]
         if not expired:
@@ -112,6 +117,16 @@ class TwinTick(TwinView):
         left = moves.take_back(state, instance, limit=limit, reason=b"the lease ran out")
         state.end_call()
         return instance, left
+
+    def _spare(self) -> None:
+        # Nobody reached the cell for a while: leases that ran out meanwhile are no sign of death. Once for each.
+        state = self._state
+        before_ms, state.evict_ms = state.evict_ms, state.now_ms
+        if before_ms is None or state.now_ms - before_ms <= AWAY_MS:
+            return
+        for live in state.instances.values():
+            if before_ms < live.lease_until_ms <= state.now_ms and not live.is_spared:
+                live.lease_until_ms, live.is_spared = state.now_ms + SPARE_MS, True
 
     async def recall(self, instances: Sequence[str], *, min_age_ms: int, limit: int) -> int:
         """Take back what these instances have not read for min_age_ms, and close them."""
@@ -164,18 +179,26 @@ class TwinTick(TwinView):
         """Dead-letter parked tasks that waited too long."""
         state = self._begin()
         late = sorted((at, task_id) for task_id, at in state.deadlines.items() if at < state.now_ms)[:limit]
+        count = 0
         for _, task_id in late:
-            shape = state.shape(state.places[task_id].shape)
-            row = next(row for row in state.parked_of(shape) if read_head(row[1]).id == task_id)
-            head = read_head(row[1])
-            moves.unpark(state, shape, row, task_id)
-            moves.bury(state, head, row[1], reason="deadline", cause="its deadline passed while it was parked")
-        count = len(late)
+            if task_id in state.deadlines:
+                place = state.places[task_id]
+                count += self._expire_late(state.shape(place.shape), float(place.at), limit - count)
         for agent_type in sorted(state.park):
             for _, shape in state.heads(agent_type)[:HEADS_PER_TYPE]:
                 count += self._expire_aged(shape, limit - count)
         state.end_call()
         return count
+
+    def _expire_late(self, shape: Shape, key_ms: float, limit: int) -> int:
+        # Those of the same key together, as the library does, which has to look through them.
+        state = self._state
+        rows = [row for row in state.parked_of(shape) if row[0] == key_ms and read_head(row[1]).is_late(state.now_ms)]
+        for row in rows[:limit]:
+            head = read_head(row[1])
+            moves.unpark(state, shape, row, head.id)
+            moves.bury(state, head, row[1], reason="deadline", cause="its deadline passed while it was parked")
+        return len(rows[:limit])
 
     def _expire_aged(self, shape: Shape, limit: int) -> int:
         state, config, count = self._state, self._state.config, 0

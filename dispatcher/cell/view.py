@@ -1,5 +1,6 @@
 """Reading the cell on Redis or Valkey: for the dispatcher's view of the fleet, and for a person who asks."""
 
+import contextlib
 import struct
 from collections.abc import Iterator, Mapping
 
@@ -72,13 +73,14 @@ class RedisView:
         offered, free = await self._hash("inst"), await self._hash("free")
         reports, closed = await self._hash("report"), await self._hash("closed")
         leases = await self._leases()
-        return [
-            _instance(
-                name, packed, free[name], reports.get(name), closed.get(name, b""), leases.get(name, 0), resources
-            )
-            for name, packed in offered.items()
-            if name in free
-        ]
+        found: list[InstanceView] = []
+        for name, packed in offered.items():
+            # One that is not of our form, made by a worker of another make, is nothing to plan with.
+            with contextlib.suppress(msgspec.MsgspecError, ValueError):
+                report, reason, lease_ms = reports.get(name), closed.get(name, b""), leases.get(name, 0)
+                if name in free:
+                    found.append(_instance(name, packed, free[name], report, reason, lease_ms, resources))
+        return found
 
     async def shapes(self) -> list[ShapeView]:
         """Read the shapes that have parked tasks."""
@@ -133,12 +135,13 @@ class RedisView:
 
     async def _hash(self, suffix: str) -> dict[str, bytes]:
         return {
-            name.decode(): value for name, value in _paired(await self._command("HGETALL", f"{self._root}:{suffix}"))
+            name.decode(errors="replace"): value
+            for name, value in _paired(await self._command("HGETALL", f"{self._root}:{suffix}"))
         }
 
     async def _leases(self) -> dict[str, int]:
         rows = await self._command("ZRANGE", f"{self._root}:lease", 0, -1, "WITHSCORES")
-        return {name.decode(): int(score) for name, score in _paired(rows)}
+        return {name.decode(errors="replace"): int(float(score)) for name, score in _paired(rows)}
 
 
 def _paired(flat: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
@@ -148,7 +151,14 @@ def _paired(flat: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
 def _vector(packed: bytes) -> Vector:
     tag, flag, headroom = _HEAD.unpack_from(packed)
     free = struct.unpack_from(f"<{(len(packed) - _HEAD.size) // 4}i", packed, _HEAD.size)
-    return Vector(tag.decode(), _STATES[flag], headroom, free)
+    return Vector(tag.decode(errors="replace"), _STATES[flag], headroom, free)
+
+
+def _report(packed: bytes | None) -> Report:
+    try:
+        return _decode_report(packed[8:]) if packed else Report("0-0")
+    except (msgspec.MsgspecError, ValueError):
+        return Report("0-0")  # of another make; its instance is as good as one that says nothing
 
 
 def _instance(
@@ -167,9 +177,9 @@ def _instance(
         labels=offered.labels,
         profile=offered.profile,
         state=vector.state,
-        reason=closed.decode() if closed else "",
+        reason=closed.decode(errors="replace") if closed else "",
         headroom=vector.headroom,
-        reported=_decode_report(report[8:]) if report else Report("0-0"),
+        reported=_report(report),
         reported_ms=int(_F64.unpack_from(report)[0]) if report else 0,
         lease_until_ms=lease_until_ms,
         registered_ms=int(_F64.unpack_from(packed)[0]),

@@ -3,9 +3,10 @@
 import pytest
 
 from taskyard.dispatcher.cell.contract import Beaten, CellConfig, Evicting, Refused, Registered, Registration, Report
+from taskyard.dispatcher.cell.twin_tick import AWAY_MS, SPARE_MS
 from taskyard.schemas.entry import decode_entry
 from taskyard.schemas.errors import DependencyError
-from tests.contract.rig import SOON_MS, UNENDING_MS, Rig
+from tests.contract.rig import SOON_MS, UNENDING_MS, Rig, twin_rig
 
 SHAPE = "n|a|slots=1|"
 PAGE = 200
@@ -174,6 +175,54 @@ async def test_an_instance_whose_lease_ran_out_is_taken_back_and_gone(rig: Rig) 
     assert [p.entry.evictions for p in places if p.entry] == [0, 1]
     assert await rig.cell.finish("i1", rig.epochs["i1"], []) == Refused("unknown")
     assert await rig.cell.evict(limit=10) is None
+
+
+async def test_a_lease_that_ran_out_while_no_dispatcher_reached_the_cell_is_spared_and_can_be_beaten(rig: Rig) -> None:
+    await rig.register("i1", lease_ms=SOON_MS)
+    assert await rig.cell.evict(limit=9) is None
+
+    await rig.let_pass(AWAY_MS)
+
+    assert await rig.cell.evict(limit=9) is None
+    assert isinstance(await rig.cell.beat("i1", rig.epochs["i1"], Report("0-0")), Beaten)
+    await evict_all(rig, "i1")
+
+
+async def test_a_lease_is_spared_once_only() -> None:
+    rig = twin_rig()  # it would take a server ten seconds
+    await rig.register("i1", lease_ms=SOON_MS)
+    assert await rig.cell.evict(limit=9) is None
+    await rig.let_pass(AWAY_MS)
+    assert await rig.cell.evict(limit=9) is None
+
+    await rig.let_pass(SPARE_MS)
+
+    assert await rig.cell.evict(limit=9) == ("i1", 0)
+
+
+@pytest.mark.parametrize(
+    ("instance", "epoch", "offer"),
+    [
+        ("a|b", "abcd", Registration(("a",), {"slots": 1}, {})),
+        ("i", "abc", Registration(("a",), {"slots": 1}, {})),
+        ("i", "ab\u00e9\u00e9", Registration(("a",), {"slots": 1}, {})),
+        ("i", "abcd", Registration((), {"slots": 1}, {})),
+        ("i", "abcd", Registration(("a,b",), {"slots": 1}, {})),
+        ("i", "abcd", Registration(("a",), {"cpu": 1}, {})),
+        ("i", "abcd", Registration(("a",), {"slots": -1}, {})),
+        ("i", "abcd", Registration(("a",), {"slots": 1 << 31}, {})),
+        ("i", "abcd", Registration(("a",), {"slots": 1}, {"zone": "a=b"})),
+    ],
+)
+async def test_an_offer_that_is_not_of_the_form_is_refused_and_changes_nothing(
+    rig: Rig, instance: str, epoch: str, offer: Registration
+) -> None:
+    with pytest.raises(DependencyError):
+        await rig.cell.register(instance, epoch, offer)
+
+    assert await rig.view.instances() == []
+    assert await rig.view.vectors() == {}
+    assert await rig.view.resources() == ("slots",)
 
 
 async def test_an_eviction_goes_in_pages_and_cannot_be_beaten_away(rig: Rig) -> None:

@@ -190,6 +190,19 @@ async def test_expire_ends_at_most_its_limit(rig: Rig) -> None:
     assert [await rig.cell.expire(limit=4), await rig.cell.expire(limit=4)] == [4, 2]
 
 
+async def test_thousands_of_tasks_with_one_deadline_all_expire(rig: Rig) -> None:
+    soon_ms = await rig.soon()
+    late = [rig.entry(f"t{n}", key=soon_ms, deadline_ms=soon_ms) for n in range(1_500)]
+    assert await rig.apply(*late) == "p" * len(late)
+    await rig.let_pass(SOON_MS)
+
+    ended = [await rig.cell.expire(limit=200) for _ in range(12)]
+
+    assert sum(ended) == len(late)
+    assert max(ended) <= 200
+    assert await rig.parked() == []
+
+
 async def test_a_parked_task_that_no_instance_had_room_for_expires_by_its_age(rig: Rig) -> None:
     await rig.cell.open(CellConfig(parked_age_ms=50_000, unknown_type_age_ms=10_000))
     now_ms = (await rig.view.level()).now_ms
@@ -228,6 +241,18 @@ async def test_a_hold_of_an_instance_with_room_is_served_at_once(rig: Rig) -> No
 
     assert await rig.queued("i1") == ["filler", "t1"]
     assert (await rig.view.vectors())["i1"].state == "open"
+
+
+async def test_a_hold_gives_the_headroom_too_or_a_task_of_an_instances_size_would_wait_for_ever(rig: Rig) -> None:
+    await rig.cell.open(CellConfig(headroom_permille=500))
+    await rig.register("i1", slots=4)
+    whole = "n|a|slots=4|"
+    await rig.apply(rig.entry("small"), rig.entry("whole", whole), to=["i1"])
+
+    assert await rig.cell.hold(whole, "i1")
+    await rig.finish("i1", await rig.ending("small"))
+
+    assert await rig.queued("i1") == ["whole"]
 
 
 async def test_there_is_one_hold_for_a_shape_and_for_an_instance(rig: Rig) -> None:

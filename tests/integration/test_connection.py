@@ -4,9 +4,15 @@ import asyncio
 import random
 
 import pytest
+from msgspec import msgpack
 
 from taskyard.dispatcher.cell.connection import Connection
+from taskyard.dispatcher.cell.contract import Registration
+from taskyard.dispatcher.cell.redis import RedisCell
+from taskyard.dispatcher.cell.view import RedisView
+from taskyard.dispatcher.core.snapshot import Report
 from taskyard.schemas.errors import DependencyError
+from tests.integration.yard import until
 
 
 async def test_cancelled_calls_leave_no_reply_behind_for_the_next_one(redis_url: str, cell: str) -> None:
@@ -46,6 +52,49 @@ async def test_a_server_that_is_not_there_is_a_dependency_error_that_names_the_c
     with pytest.raises(DependencyError, match="Redis did not answer ty1_apply"):
         await connection.call("apply")
 
+    await connection.close()
+
+
+async def test_a_library_that_is_there_is_not_written_again(redis_url: str, cell: str) -> None:
+    connection = Connection(redis_url, cell)
+    await connection.load()
+    await connection.command("CONFIG", "RESETSTAT")
+
+    await connection.load()
+
+    stats = (await connection.command("INFO", "commandstats")).decode()
+    assert "cmdstat_function|list" in stats
+    assert "cmdstat_function|load" not in stats
+    await connection.close()
+
+
+async def test_a_worker_of_another_make_cannot_store_a_report_or_an_offer_that_stops_the_dispatchers(
+    redis_url: str, cell: str
+) -> None:
+    connection = Connection(redis_url, cell)
+    live, view = RedisCell(connection), RedisView(connection)
+    await live.register("i", "abcdefgh", Registration(("a",), {"slots": 1}, {}, 1))
+    none: dict[str, str] = {}
+    offers: list[object] = [
+        7,
+        ("abcdefgh", "a", {"slots": 1}, none, 1, none),
+        ("abcdefgh", ["a"], {"slots": 1}, None, 1, none),
+        ("abcdefgh", ["a"], {"slots": 1}, none, 1, {"gpus": 8}),
+    ]
+
+    for report in (b"", b"\xc4\x01a", msgpack.encode(7), msgpack.encode([7])):
+        with pytest.raises(DependencyError, match="Redis refused ty1_beat"):
+            await connection.call("beat", "i", "abcdefgh", report)
+    for offer in map(msgpack.encode, offers):
+        with pytest.raises(DependencyError, match="Redis refused ty1_register"):
+            await connection.call("register", "other", offer)
+    await connection.call("beat", "i", "abcdefgh", msgpack.encode(["0-0", "much"]))
+
+    (seen,) = await view.instances()
+    assert seen.reported == Report("0-0")
+    assert await live.recall(["i"], min_age_ms=1, limit=9) == 0
+    await until(lambda: live.evict(limit=9), what="its lease has run out, and it goes")
+    assert await view.vectors() == {}
     await connection.close()
 
 

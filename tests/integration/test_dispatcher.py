@@ -1,16 +1,21 @@
 """The dispatcher on real Kafka and Valkey: what is published takes effect exactly once, whatever it is."""
 
 import asyncio
+import contextlib
 import json
+import struct
 import urllib.error
 import urllib.request
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from aiokafka.record.util import calc_crc32c
 
-from taskyard.dispatcher.kafka import check_topics, lag
+from taskyard.dispatcher.cell.contract import Ending
+from taskyard.dispatcher.kafka import TopicConsumer, check_topics, lag
 from taskyard.dispatcher.settings import (
     HttpSettings,
     IntakeSettings,
@@ -21,11 +26,12 @@ from taskyard.dispatcher.settings import (
 )
 from taskyard.dispatcher.web import Web
 from taskyard.schemas.codec import JSON
-from taskyard.schemas.errors import ConfigError
+from taskyard.schemas.errors import ConfigError, DependencyError
+from taskyard.schemas.outcome import Outcome
 from taskyard.schemas.priority import PRIORITIES
 from taskyard.schemas.topics import topics
 from tests.conftest import TestServices
-from tests.integration.yard import Yard, open_yard, task, until
+from tests.integration.yard import EPOCH, Yard, open_yard, task, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,6 +94,24 @@ async def test_every_kind_of_bad_record_is_a_dead_letter_and_none_blocks_its_par
     assert len(letters[2].record) <= 1024
     assert "priority" in letters[7].detail
     await until(lambda: _count(yard, "i", 1), what="the good record behind them is placed")
+
+
+async def test_a_record_that_the_kafka_client_cannot_decode_is_a_dead_letter_and_stops_neither_the_process_nor_its_lane(
+    yard: Yard,
+) -> None:
+    await yard.dispatcher()
+    await yard.instance("i", slots=100)
+    batch = yard.producer.create_batch()
+    batch.append(key=None, value=JSON.encode_task(task("before")), timestamp=None)
+    batch.append(key=None, value=JSON.encode_task(task("odd")), timestamp=None, headers=[("ZZZZ", b"")])
+    batch._builder = _NameThatIsNoText(batch._builder)
+
+    await (await yard.producer.send_batch(batch, yard.topics.tasks["normal"], partition=0))
+    await yard.publish_raw(yard.topics.tasks["normal"], JSON.encode_task(task("behind")), partition=0)
+
+    (letter,) = await yard.dead_letters(1)
+    assert (letter.reason, letter.partition, letter.offset) == ("undecodable", 0, 1)
+    await until(lambda: _count(yard, "i", 2), what="those before and behind it are placed")
 
 
 async def test_an_unknown_agent_type_waits_with_a_reason_and_is_placed_when_an_instance_serves_it(yard: Yard) -> None:
@@ -163,6 +187,46 @@ async def test_a_restarted_dispatcher_goes_on_from_what_was_applied(yard: Yard, 
     assert not any((await lag(settings.kafka, names, yard.cell.applied)).values())
 
 
+async def test_a_consumer_whose_coordination_has_died_is_replaced(yard: Yard, settings: Settings) -> None:
+    await check_topics(settings.kafka, yard.topics, settings.topics)
+    topic = yard.topics.tasks["normal"]
+    consumer = TopicConsumer(settings.kafka, topic, group=settings.cell, session_timeout_ms=1_000)
+    await consumer.start()
+    coordinator: Any = vars(consumer)["_consumer"]._coordinator
+
+    async def die() -> None:
+        raise RuntimeError("an error that the client did not expect")
+
+    async def reads() -> object:
+        with contextlib.suppress(DependencyError):
+            return await consumer.poll(records=1, timeout_ms=50)
+        return None
+
+    coordinator.ensure_coordinator_known = die
+    coordinator.request_rejoin()
+    await asyncio.wait([coordinator._coordination_task])
+    await yard.publish(task("t"))
+
+    await until(reads, what="the record is read")
+    await consumer.stop()
+
+
+async def test_one_call_brings_about_as_many_bytes_as_are_set(yard: Yard, settings: Settings) -> None:
+    await yard.cell.open(settings.cell_config())
+    await yard.instance("i", slots=100)
+    await check_topics(settings.kafka, yard.topics, settings.topics)
+    payload = msgspec.Raw(b'"' + b"x" * 5_000 + b'"')
+    await yard.publish(*[task(f"t{n}", payload=payload) for n in range(40)])
+
+    intake = IntakeSettings(session_timeout_ms=1_000, batch_bytes=10_500)
+    dispatcher = await yard.dispatcher(msgspec.structs.replace(settings, intake=intake))
+    await until(lambda: _count(yard, "i", 40), what="all are placed")
+
+    calls = dispatcher.metrics.registry.get_sample_value("taskyard_apply_seconds_count")
+    assert calls is not None
+    assert calls >= 20
+
+
 async def test_a_full_park_pauses_the_lowest_priority_first_and_nothing_is_lost(yard: Yard, settings: Settings) -> None:
     park = ParkSettings(tasks=20)
     await yard.dispatcher(msgspec.structs.replace(settings, park=park, intake=IntakeSettings(batch=1)))
@@ -188,6 +252,41 @@ async def test_tasks_of_a_dead_worker_are_placed_again_and_dead_when_their_attem
     (letter,) = await yard.dead_letters(1)
     assert (letter.id, letter.reason, letter.attempt) == ("t", "attempts", 2)
     assert [cause.reason for cause in letter.causes] == ["the lease ran out"] * 2
+
+
+async def test_an_outcome_larger_than_its_topic_takes_goes_out_shortened_and_stops_no_other(yard: Yard) -> None:
+    await yard.dispatcher()
+    await yard.instance("i")
+    await yard.publish(task("big"))
+    await until(lambda: _count(yard, "i", 1), what="the task is on the queue")
+    (delivery,) = await yard.view.queue("i", count=1)
+    result = msgspec.Raw(b'"' + b"x" * (1 << 20) + b'"')
+    outcome = JSON.encode_outcome(Outcome(id="big", type="a", status="succeeded", attempt=1, result=result))
+
+    await yard.cell.finish("i", EPOCH, [Ending("big", delivery.stream_id, 1, "succeeded", outcome)])
+    await yard.publish(task("small"))
+    await until(lambda: _count(yard, "i", 1), what="the next task is on the queue")
+    await yard.finish_all("i")
+
+    told = {outcome.id: outcome for outcome in await yard.outcomes(2)}
+    assert told["big"].status == told["small"].status == "succeeded"
+    assert bytes(told["big"].result) == b"null"
+    assert "bytes are more than" in told["big"].cause
+    await until(lambda: _is_outbox_empty(yard), what="the outbox is trimmed")
+
+
+async def test_a_dead_entry_that_cannot_be_read_is_a_dead_letter_and_does_not_stop_the_relay(yard: Yard) -> None:
+    root = yard.connection.root
+    await yard.cell.open(yard.settings.cell_config())
+    fields = ("d", "attempts", "c", "why", "i", "i", "e", b"\x09 no entry")
+    await yard.connection.command("XADD", f"{root}:out", "*", *fields)
+
+    await yard.dispatcher()
+
+    (letter,) = await yard.dead_letters(1)
+    assert (letter.reason, letter.record) == ("attempts", b"\x09 no entry")
+    assert letter.detail.startswith("why; ")
+    await until(lambda: _is_outbox_empty(yard), what="the outbox is trimmed")
 
 
 async def test_health_and_metrics_are_served(yard: Yard) -> None:
@@ -246,6 +345,21 @@ async def test_what_is_published_and_not_applied_is_lag(yard: Yard, settings: Se
 
     behind = await lag(settings.kafka, [*names, "nobody-made-me"], yard.cell.applied)
     assert behind == {**dict.fromkeys(names, 0), yard.topics.tasks["low"]: 2, "nobody-made-me": 0}
+
+
+class _NameThatIsNoText:
+    """Builds a batch in which the header `ZZZZ` has a name that is not UTF-8."""
+
+    def __init__(self, builder: Any) -> None:
+        self._builder = builder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._builder, name)
+
+    def build(self) -> bytearray:
+        built = bytearray(bytes(self._builder.build()).replace(b"ZZZZ", b"\xff\xfe\xfd\xfc"))
+        struct.pack_into(">I", built, 17, calc_crc32c(bytes(built[21:])))
+        return built
 
 
 async def _count(yard: Yard, instance: str, count: int) -> bool:

@@ -23,6 +23,11 @@ class Work(msgspec.Struct):
     number: int = 0
 
 
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("not even this")
+
+
 class Answer(msgspec.Struct):
     words: int
     where: str = ""
@@ -93,14 +98,14 @@ async def test_a_handler_sees_its_attempt_and_headers_and_its_progress_goes_out_
 
     async def watched(work: Any, it: Context) -> None:
         seen.append(it)
-        it.progress(0.5, "halfway")
+        it.progress(0.5, "halfway \ud800")
         await may_end.wait()
 
     one = task("watched", max_attempts=7, deadline_ms=4_000_000_000_000)
 
     async def is_reported() -> bool:
         (instance,) = await field.view.instances()
-        return instance.reported.progress == {one.id: "50% halfway"} and instance.reported.running == (1,)
+        return instance.reported.progress == {one.id: "50% halfway ?"} and instance.reported.running == (1,)
 
     async with running(worker(redis_url, cell, {"watched": watched}, lease_ms=500)):
         await field.put(one, instance="i", headers=(("traceparent", b"00-1"), ("ce_id", b"7")))
@@ -120,6 +125,9 @@ async def test_a_handler_sees_its_attempt_and_headers_and_its_progress_goes_out_
         (Retry("not yet", delay_s=300), "not yet"),
         (ValueError("of no use"), "ValueError: of no use"),
         (asyncio.CancelledError(), "CancelledError: the handler was cancelled from inside"),
+        (Retry("at the end of time", delay_s=float("inf")), "at the end of time"),
+        (SystemExit(3), "SystemExit: 3"),
+        (Unspeakable(), "Unspeakable: it cannot be shown"),
     ],
 )
 @pytest.mark.parametrize("is_async", [True, False])
@@ -143,6 +151,20 @@ async def test_a_failed_attempt_is_tried_again_later_and_its_cause_kept(
     assert [(c.attempt, c.instance, c.reason) for c in place.entry.causes] == [(1, "i", cause)]
     if isinstance(error, Retry):
         assert float(place.at) > (time.time() + 200) * 1000
+
+
+async def test_a_sync_handler_that_lets_an_iterator_run_out_has_failed(field: Yard, redis_url: str, cell: str) -> None:
+    def exhausted(work: Work) -> int:
+        return next(iter(()))
+
+    one = task("exhausted")
+
+    async with running(worker(redis_url, cell, {"exhausted": exhausted})):
+        await field.put(one, instance="i")
+        place = await field.wait_for(one, "later")
+
+    assert place.entry is not None
+    assert [cause.reason for cause in place.entry.causes] == ["RuntimeError: the handler raised StopIteration"]
 
 
 async def test_a_task_that_the_handler_gives_up_is_dead_at_once(field: Yard, redis_url: str, cell: str) -> None:

@@ -68,9 +68,15 @@ local function finish(keys, args)
   return { 'ok', table.concat(counted), pulled }
 end
 
--- The parked entry of this id, found by its key; ties are looked through up to a bound.
+local TIES = 1000 -- parked entries of one key that are looked through
+
+local function parked_at(c, shape, order_key)
+  return redis.call('ZRANGEBYSCORE', key(c, ':park:' .. shape.text), order_key, order_key, 'LIMIT', 0, TIES)
+end
+
+-- The parked entry of this id, found by its key.
 local function parked_entry(c, shape, order_key, id)
-  local rows = redis.call('ZRANGEBYSCORE', key(c, ':park:' .. shape.text), order_key, order_key, 'LIMIT', 0, 1000)
+  local rows = parked_at(c, shape, order_key)
   for _, entry in ipairs(rows) do
     if id_of(entry) == id then return entry end
   end

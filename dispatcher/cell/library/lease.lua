@@ -1,5 +1,7 @@
 -- Instances: register, beat, close, leave, cordon, evict. An instance is its lease, its epoch and its vector.
 
+local AWAY_MS = 1000 -- no evict for longer: no dispatcher reached the cell, so workers may not have reached it either
+local SPARE_MS = 10000 -- time for them to beat again; their own backoff has a cap of half of it
 local PAGE = 200 -- entries taken back in one call, so that evicting a big instance does not block the others
 
 -- Headroom in whole slots. The fraction is rounded by the instance's name, so that the fleet as a whole keeps the
@@ -66,6 +68,42 @@ local function is_leaving(c, instance)
   return redis.call('HGET', key(c, ':closed'), instance) == LEAVING
 end
 
+-- Workers may be of any make. What is stored is read by every dispatcher, so what is not of the form is refused here.
+local function is_name(value)
+  return type(value) == 'string' and #value > 0 and #value <= 512 and not string.find(value, '[|=,%c]')
+end
+
+local function are_names(values, is_right)
+  if type(values) ~= 'table' then return false end
+  for name, value in pairs(values) do
+    if not is_name(name) or not is_right(value) then return false end
+  end
+  return true
+end
+
+local function are_texts(values)
+  if type(values) ~= 'table' then return false end
+  for _, value in pairs(values) do
+    if type(value) ~= 'string' then return false end
+  end
+  return true
+end
+
+local function is_units(value)
+  return type(value) == 'number' and value >= 0 and value <= 2147483647 and value == math.floor(value)
+end
+
+local function check_offer(instance, offered)
+  local epoch, types, capacity, labels, lease_ms = unpack(offered, 1, 5)
+  local is_right = is_name(instance) and type(types) == 'table' and #types > 0 and are_names(capacity, is_units)
+    and are_names(labels, is_name) and is_units(lease_ms) and are_texts(offered[6])
+  for _, agent_type in ipairs(is_right and types or {}) do is_right = is_right and is_name(agent_type) end
+  if not is_right then error('not an instance\'s id, types, capacity, labels, lease and profile') end
+  if not capacity.slots or type(epoch) ~= 'string' or not string.find(epoch, '^[%w._-][%w._-][%w._-][%w._-]+$') then
+    error('an instance has slots, and an epoch of at least four characters, letters, digits and . _ -')
+  end
+end
+
 -- The vector of an instance all of whose capacity is free. Checks before it adds: the names of resources stay for good.
 local function vector_of(c, instance, epoch, capacity)
   local names, added = {}, 0
@@ -73,7 +111,6 @@ local function vector_of(c, instance, epoch, capacity)
     names[#names + 1] = name
     if not resource_index(c, name, false) then added = added + 1 end
   end
-  if not capacity.slots or #epoch < 4 then error('an instance has slots, and an epoch of at least four characters') end
   if c.res_count + added > MAX_RESOURCES then error('more than ' .. MAX_RESOURCES .. ' resource names in this cell') end
   table.sort(names)
   local f = { (struct.unpack('<I4', epoch)), OPEN, headroom_of(c, instance, capacity.slots) }
@@ -88,6 +125,7 @@ end
 local function register(keys, args)
   local c, instance = begin(keys), args[1]
   local offered = cmsgpack.unpack(args[2])
+  check_offer(instance, offered)
   local epoch, types, capacity = offered[1], offered[2], offered[3]
   local before = instance_of(c, instance)
   if before and before.epoch == epoch and not is_leaving(c, instance) then
@@ -119,12 +157,14 @@ local function beat(keys, args)
   local c, instance = begin(keys), args[1]
   local refused = refusal(c, instance, args[2])
   if refused then return refused end
+  local report = cmsgpack.unpack(args[3])
+  if type(report) ~= 'table' or type(report[1]) ~= 'string' then error('a report begins with a cursor') end
   local reason = redis.call('HGET', key(c, ':closed'), instance) or ''
   if reason == LEAVING then return { 'stale' } end
   redis.call('ZADD', key(c, ':lease'), number(c.now + instance_of(c, instance).lease_ms), instance)
   redis.call('HSET', key(c, ':report'), instance, struct.pack('<d', c.now) .. args[3])
   local recalled = redis.call('HGET', key(c, ':recalled'), instance) or '0-0'
-  if reason == UNREAD and is_up_to(recalled, cmsgpack.unpack(args[3])[1]) then
+  if reason == UNREAD and is_up_to(recalled, report[1]) then
     reason = ''
     redis.call('HDEL', key(c, ':closed'), instance)
     set_flag(c, instance, OPEN)
@@ -163,10 +203,28 @@ local function leave(keys, args)
   return { 'evicting', left }
 end
 
+-- After a time in which nobody could reach the cell, spare the instances whose leases ran out in it: all of a fleet would
+-- be evicted at once, and what it runs count as failed. Once only: a lease that was spared ends with half a ms.
+local function spare(c)
+  local before = tonumber(redis.call('HGET', key(c, ':meta'), 'evict_ms'))
+  redis.call('HSET', key(c, ':meta'), 'evict_ms', number(c.now))
+  if not before or c.now - before <= AWAY_MS then return end
+  local rows = redis.call('ZRANGEBYSCORE', key(c, ':lease'), '(' .. number(before), number(c.now), 'WITHSCORES')
+  local spared = {}
+  for i = 1, #rows, 2 do
+    if tonumber(rows[i + 1]) % 1 == 0 then
+      spared[#spared + 1] = number(c.now + SPARE_MS + 0.5)
+      spared[#spared + 1] = rows[i]
+    end
+  end
+  in_chunks('ZADD', key(c, ':lease'), spared, 4000)
+end
+
 -- evict: KEYS[1] root; ARGV limit. Takes back a page of one instance whose lease has run out.
 -- reply: instance, left | nothing
 local function evict(keys, args)
   local c = begin(keys)
+  spare(c)
   local expired = redis.call('ZRANGEBYSCORE', key(c, ':lease'), '-inf', number(c.now), 'LIMIT', 0, 1)[1]
   if not expired then return {} end
   local left = take_back(c, expired, tonumber(args[1]), 'the lease ran out')

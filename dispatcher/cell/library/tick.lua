@@ -78,22 +78,36 @@ local function expire_aged(c, agent_type, shape_text, limit)
   return count
 end
 
+-- Dead-letter what is late among the parked tasks of the shape with this key: a deadline often is the key, and thousands
+-- may have the same one. Returns how many of them were, and whether all were looked at.
+local function expire_late(c, shape, order_key, limit)
+  local rows, count = parked_at(c, shape, order_key), 0
+  for _, entry in ipairs(rows) do
+    local head = read_head(entry)
+    if count < limit and head.deadline > 0 and head.deadline < c.now then
+      redis.call('ZREM', key(c, ':park:' .. shape.text), entry)
+      unparked(c, entry, head.id)
+      dead(c, entry, head.id, head.attempt, 'deadline', 'its deadline passed while it was parked', '')
+      count = count + 1
+    end
+  end
+  if count > 0 then refresh_head(c, shape) end
+  return count, #rows < TIES
+end
+
 -- expire: KEYS[1] root; ARGV limit. Parked tasks past their deadline or the age allowed go to the outbox as dead.
 -- reply: how many.
 local function expire(keys, args)
   local c, limit, count = begin(keys), tonumber(args[1]), 0
   local late = redis.call('ZRANGEBYSCORE', key(c, ':deadlines'), '-inf', '(' .. number(c.now), 'LIMIT', 0, limit)
   for _, id in ipairs(late) do
-    local where = redis.call('HGET', key(c, ':where'), id)
-    local at, shape_text = string.match(where or '', '^p|(.-)|.-|(.*)$')
-    local entry = at and parked_entry(c, shape_of(c, shape_text), at, id)
-    redis.call('ZREM', key(c, ':deadlines'), id)
-    if entry then
-      redis.call('ZREM', key(c, ':park:' .. shape_text), entry)
-      unparked(c, entry, id)
-      dead(c, entry, id, read_head(entry).attempt, 'deadline', 'its deadline passed while it was parked', '')
-      refresh_head(c, shape_of(c, shape_text))
-      count = count + 1
+    if count < limit and not c.done[id] then
+      local where = redis.call('HGET', key(c, ':where'), id)
+      local at, shape_text = string.match(where or '', '^p|(.-)|.-|(.*)$')
+      local ended, is_all = 0, true
+      if at then ended, is_all = expire_late(c, shape_of(c, shape_text), at, limit - count) end
+      count = count + ended
+      if ended == 0 and is_all then redis.call('ZREM', key(c, ':deadlines'), id) end -- it is not parked
     end
   end
   for _, agent_type in ipairs(redis.call('SMEMBERS', key(c, ':waiting'))) do
@@ -215,5 +229,5 @@ redis.register_function{ function_name = 'ty1_due', callback = due, flags = { 'a
 redis.register_function{ function_name = 'ty1_expire', callback = expire, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'ty1_hold', callback = hold, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'ty1_lease', callback = lease, flags = { 'allow-oom' } }
-redis.register_function('ty1_open', open)
+redis.register_function{ function_name = 'ty1_open', callback = open, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'ty1_audit', callback = audit, flags = { 'no-writes' } }

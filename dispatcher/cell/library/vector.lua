@@ -98,7 +98,8 @@ end
 local function fits(c, instance, f, shape)
   local flag, left, needs = f[2], f[FIRST] - shape.slots, shape.needs
   if left < 0 or flag == CLOSED then return false end
-  if left < f[3] and not shape.critical then return false end
+  -- A hold gives the headroom too: a task of an instance's whole size would never fit beside it.
+  if left < f[3] and not shape.critical and flag ~= HELD then return false end
   for i = 1, #needs, 2 do
     if needs[i + 1] > (f[needs[i]] or 0) then return false end
   end
