@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from aiokafka import AIOKafkaProducer
 
-from taskyard.dispatcher.kafka import check_topics
+from taskyard.dispatcher.kafka.topics import check_topics
 from taskyard.dispatcher.settings import TopicSettings
 from taskyard.schemas.codec import JSON
 from taskyard.schemas.task import AgentType, Task, TaskId

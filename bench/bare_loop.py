@@ -15,7 +15,7 @@ import msgspec
 import redis.asyncio as redis
 
 from taskyard.dispatcher.cli.loop import run
-from taskyard.dispatcher.kafka import TopicConsumer
+from taskyard.dispatcher.kafka.consumer import TopicConsumer
 from taskyard.schemas.task import Task
 
 _BATCH = 1_000

@@ -11,7 +11,8 @@ import structlog
 
 from taskyard.dispatcher.arrivals import Arrival, Reader
 from taskyard.dispatcher.cell.contract import DispatcherCell, Incarnation, Range
-from taskyard.dispatcher.kafka import Record, TopicConsumer, TopicState, Unreadable, incarnation
+from taskyard.dispatcher.kafka.consumer import Record, TopicConsumer, Unreadable
+from taskyard.dispatcher.kafka.topics import TopicState, incarnation
 from taskyard.dispatcher.metrics import Metrics
 from taskyard.schemas.codec import JSON
 from taskyard.schemas.outcome import DeadLetter

@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from taskyard.dispatcher.cell.contract import DispatcherCell, Outgoing
-from taskyard.dispatcher.kafka import OutgoingRecord, TopicProducer
+from taskyard.dispatcher.kafka.producer import OutgoingRecord, TopicProducer
 from taskyard.dispatcher.metrics import Metrics
 from taskyard.schemas.codec import JSON, codec_for, codec_of, content_headers
 from taskyard.schemas.entry import Entry, decode_entry

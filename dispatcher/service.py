@@ -16,7 +16,9 @@ from taskyard.dispatcher.cell.view import RedisView
 from taskyard.dispatcher.core.fleet import Fleet
 from taskyard.dispatcher.core.load import LeastAgentLoad
 from taskyard.dispatcher.intake import Intake
-from taskyard.dispatcher.kafka import TopicConsumer, TopicProducer, check_topics
+from taskyard.dispatcher.kafka.consumer import TopicConsumer
+from taskyard.dispatcher.kafka.producer import TopicProducer
+from taskyard.dispatcher.kafka.topics import check_topics
 from taskyard.dispatcher.lane import Lane
 from taskyard.dispatcher.metrics import Metrics
 from taskyard.dispatcher.relay import Relay

@@ -51,7 +51,13 @@ class TwinView:
         state = self._state
         serving = [agent_type for live in state.instances.values() for agent_type in live.types]
         return [
-            ShapeView(shape.text, len(state.parked_of(shape)), key_ms, serving.count(agent_type))
+            ShapeView(
+                shape.text,
+                len(state.parked_of(shape)),
+                key_ms,
+                decode_entry(state.parked_of(shape)[0][1]).arrived_ms,
+                serving.count(agent_type),
+            )
             for agent_type in sorted(state.park)
             for key_ms, shape in state.heads(agent_type)
         ]

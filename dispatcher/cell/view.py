@@ -23,6 +23,7 @@ from taskyard.schemas.entry import Entry, decode_entry
 _F64 = struct.Struct("<d")
 _HEAD = struct.Struct("<4sBH")
 _STATES: tuple[State, ...] = ("open", "cordoned", "held")
+_MAX_SHAPES = 1_000
 _TIES = 1000  # entries of one key that are looked through, as in the library
 
 
@@ -83,15 +84,12 @@ class RedisView:
         return found
 
     async def shapes(self) -> list[ShapeView]:
-        """Read the shapes that have parked tasks."""
-        found: list[ShapeView] = []
-        for agent_type in sorted(name.decode() for name in await self._command("SMEMBERS", f"{self._root}:waiting")):
-            serving = int(await self._command("HGET", f"{self._root}:serving", agent_type) or 0)
-            heads = await self._command("ZRANGE", f"{self._root}:heads:{agent_type}", 0, -1, "WITHSCORES")
-            for shape, key in _paired(heads):
-                parked = await self._command("ZCARD", f"{self._root}:park:{shape.decode()}")
-                found.append(ShapeView(shape.decode(), parked, float(key), serving))
-        return found
+        """Read the shapes that have parked tasks, at most 1,000, of each agent type those with the earliest tasks."""
+        reply = await self._call("shapes", _MAX_SHAPES)
+        return [
+            ShapeView(shape.decode(), parked, float(key), float(arrived), serving)
+            for shape, parked, key, arrived, serving in zip(*[iter(reply)] * 5, strict=True)
+        ]
 
     async def find(self, task_id: str) -> Place | None:
         """Find where a task is; None if the cell does not know it (any more)."""

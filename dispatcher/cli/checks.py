@@ -6,11 +6,11 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from taskyard.dispatcher import kafka
 from taskyard.dispatcher.cell.connection import library
 from taskyard.dispatcher.cli.overview import Reading
 from taskyard.dispatcher.cli.terminal import duration
 from taskyard.dispatcher.core.snapshot import InstanceView
+from taskyard.dispatcher.kafka import topics as kafka
 from taskyard.dispatcher.settings import Settings
 from taskyard.schemas.errors import DependencyError
 from taskyard.schemas.topics import topics

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import Any, NamedTuple
 
-from taskyard.dispatcher import kafka
 from taskyard.dispatcher.cell.connection import Connection
 from taskyard.dispatcher.cell.contract import Level
 from taskyard.dispatcher.cell.redis import RedisCell
 from taskyard.dispatcher.cell.view import RedisView
 from taskyard.dispatcher.core.shapes import parse_shape, why_none
 from taskyard.dispatcher.core.snapshot import InstanceView, ShapeView
+from taskyard.dispatcher.kafka import topics as kafka
 from taskyard.dispatcher.settings import Settings
 from taskyard.schemas.errors import ConfigError, DependencyError
 from taskyard.schemas.topics import topics

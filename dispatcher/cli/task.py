@@ -89,7 +89,7 @@ async def _whereabouts(at: Reading, place: Place, task_id: str) -> dict[str, Any
         return {"due_ms": int(float(place.at))}
     instances = await at.view.instances()
     if place.state == "parked":
-        shape = ShapeView(place.shape, 0, 0, 0)
+        shape = ShapeView(place.shape, 0, 0, 0, 0)
         return {"key_ms": float(place.at), "why": why_parked(shape, instances)}
     return {
         "queued_ms": int(place.at.split("-")[0]),

@@ -11,9 +11,9 @@ from cyclopts import Parameter
 from rich.markup import escape
 
 from taskyard.compose import embedded
-from taskyard.dispatcher import kafka
 from taskyard.dispatcher.cli.flags import NONE, Common, settings_of
 from taskyard.dispatcher.cli.terminal import err, fail, out, warn
+from taskyard.dispatcher.kafka import topics as kafka
 from taskyard.dispatcher.settings import Settings
 from taskyard.schemas.errors import ConfigError
 from taskyard.schemas.topics import topics

@@ -24,22 +24,18 @@ def to_settle(parked: Sequence[ShapeView], fleet: Fleet) -> list[tuple[str, str]
 
 
 def to_hold(parked: Iterable[ShapeView], fleet: Fleet, *, now_ms: float, hold_after_ms: int) -> list[tuple[str, str]]:
-    """Pairs (shape, instance) to hold: the oldest head of each agent type that waits too long and fits nowhere.
+    """Pairs (shape, instance) to hold: of each agent type the head that waits longest, if it waits for too long.
 
-    now_ms is compared with order keys, so the slack of a priority is waited out first. The instance is the one with the
-    most of what the shape needs free, among those large enough when empty.
+    The instance is the one with the most of what the shape needs free, among those large enough when empty.
     """
     oldest: dict[str, ShapeView] = {}
     for view in parked:
         agent_type = view.shape.split("|", 2)[1]
-        if agent_type not in oldest or view.head_key_ms < oldest[agent_type].head_key_ms:
+        if agent_type not in oldest or view.head_arrived_ms < oldest[agent_type].head_arrived_ms:
             oldest[agent_type] = view
     pairs: list[tuple[str, str]] = []
     for view in oldest.values():
-        if now_ms - view.head_key_ms < hold_after_ms:
-            continue
-        pool = fleet.pool(view.shape)
-        chosen = _most_room(pool)
+        chosen = _most_room(fleet.pool(view.shape)) if now_ms - view.head_arrived_ms > hold_after_ms else None
         if chosen is not None:
             pairs.append((view.shape, chosen.id))
     return pairs

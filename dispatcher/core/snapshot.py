@@ -58,9 +58,10 @@ class Vector(NamedTuple):
 
 
 class ShapeView(NamedTuple):
-    """Parked tasks of one shape: how many, and the key of the first."""
+    """Parked tasks of one shape: how many, key and arrival of the first. instances: how many serve its agent type."""
 
     shape: str
     parked: int
     head_key_ms: float
+    head_arrived_ms: float
     instances: int

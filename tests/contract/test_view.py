@@ -39,8 +39,12 @@ async def test_a_limited_reading_starts_with_the_first(rig: Rig) -> None:
     assert [entry.id for entry in await rig.view.parked("n|a|slots=1|", count=1)] == ["t2"]
 
 
-async def test_shapes_are_told_with_their_number_and_their_first_key(rig: Rig) -> None:
+async def test_shapes_are_told_with_their_number_and_the_key_and_arrival_of_their_first_task(rig: Rig) -> None:
     await rig.register("i1", "b", slots=1)
-    await rig.apply(rig.entry("b1", "n|b|slots=2|", key=5.5), rig.entry("a1", key=3), rig.entry("a2", key=4))
+    await rig.apply(
+        rig.entry("b1", "n|b|slots=2|", key=5.5, arrived_ms=2),
+        rig.entry("a1", key=3, arrived_ms=8),
+        rig.entry("a2", key=4, arrived_ms=1),
+    )
 
-    assert sorted(await rig.view.shapes()) == [("n|a|slots=1|", 2, 3.0, 0), ("n|b|slots=2|", 1, 5.5, 1)]
+    assert sorted(await rig.view.shapes()) == [("n|a|slots=1|", 2, 3.0, 8.0, 0), ("n|b|slots=2|", 1, 5.5, 2.0, 1)]

@@ -12,10 +12,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiokafka import AIOKafkaProducer
 from aiokafka.record.util import calc_crc32c
 
 from taskyard.dispatcher.cell.contract import Ending
-from taskyard.dispatcher.kafka import TopicConsumer, check_topics, lag
+from taskyard.dispatcher.kafka.consumer import TopicConsumer
+from taskyard.dispatcher.kafka.topics import check_topics, lag
 from taskyard.dispatcher.settings import (
     HttpSettings,
     IntakeSettings,
@@ -112,6 +114,18 @@ async def test_a_record_that_the_kafka_client_cannot_decode_is_a_dead_letter_and
     (letter,) = await yard.dead_letters(1)
     assert (letter.reason, letter.partition, letter.offset) == ("undecodable", 0, 1)
     await until(lambda: _count(yard, "i", 2), what="those before and behind it are placed")
+
+
+@pytest.mark.parametrize("compression", ["gzip", "lz4", "snappy", "zstd"])
+async def test_records_are_read_however_their_producer_compresses_them(yard: Yard, compression: str) -> None:
+    await yard.dispatcher()
+    await yard.instance("i")
+    producer: Any = AIOKafkaProducer(bootstrap_servers=yard.settings.kafka, compression_type=compression)
+
+    async with producer:
+        await producer.send_and_wait(yard.topics.tasks["normal"], JSON.encode_task(task("t")))
+
+    await until(lambda: _count(yard, "i", 1), what="the task is placed")
 
 
 async def test_an_unknown_agent_type_waits_with_a_reason_and_is_placed_when_an_instance_serves_it(yard: Yard) -> None:

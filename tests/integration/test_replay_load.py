@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from taskyard.dispatcher import kafka
 from taskyard.dispatcher.cli.rehearsal.account import Account
 from taskyard.dispatcher.cli.rehearsal.load import Due, Load
 from taskyard.dispatcher.cli.rehearsal.processes import Processes
+from taskyard.dispatcher.kafka import topics as kafka
 from taskyard.dispatcher.settings import TopicSettings
 from taskyard.producers.producer import Producer
 from taskyard.schemas.errors import DependencyError

@@ -324,8 +324,8 @@ def test_a_receipt_reads_back() -> None:
     assert decode_receipt(b"\xc1") is None
 
 
-def parked(shape: str, *, count: int = 1, key_ms: float = 0) -> ShapeView:
-    return ShapeView(shape, count, key_ms, 1)
+def parked(shape: str, *, count: int = 1, key_ms: float = 0, arrived_ms: float = 0) -> ShapeView:
+    return ShapeView(shape, count, key_ms, arrived_ms, 1)
 
 
 def test_instances_with_room_for_what_is_parked_are_settled_the_earliest_first() -> None:
@@ -348,7 +348,8 @@ def test_a_task_that_waits_too_long_gets_the_instance_with_most_room_that_is_lar
         instance("busy", free={"slots": 0}, capacity={"slots": 4}),
         instance("best", free={"slots": 3}, capacity={"slots": 4}),
     )
-    big = parked("n|a|slots=4|", key_ms=NOW_MS - 2_000)
+    # Its slack is longer than that: the wait counts from the arrival.
+    big = parked("n|a|slots=4|", key_ms=NOW_MS + 60_000, arrived_ms=NOW_MS - 2_000)
 
     assert to_hold([big], fleet, now_ms=NOW_MS, hold_after_ms=1_000) == [("n|a|slots=4|", "best")]
     assert to_hold([big], fleet, now_ms=NOW_MS, hold_after_ms=3_000) == []
@@ -356,6 +357,6 @@ def test_a_task_that_waits_too_long_gets_the_instance_with_most_room_that_is_lar
 
 def test_only_the_oldest_head_of_an_agent_type_gets_a_hold() -> None:
     fleet = fleet_of(instance("i", free={"slots": 1}, capacity={"slots": 4}))
-    heads = [parked("n|a|slots=3|", key_ms=2), parked("n|a|slots=4|", key_ms=1)]
+    heads = [parked("n|a|slots=3|", arrived_ms=2), parked("n|a|slots=4|", arrived_ms=1)]
 
     assert to_hold(heads, fleet, now_ms=NOW_MS, hold_after_ms=1_000) == [("n|a|slots=4|", "i")]

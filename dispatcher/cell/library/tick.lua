@@ -191,6 +191,29 @@ local function open(keys, args)
   return generation
 end
 
+-- shapes: KEYS[1] root; ARGV most. Shapes with parked tasks, at most so many, of each type the earliest. Writes nothing.
+-- reply: shape, parked tasks, key of the first, its arrival, instances that serve the type, ...
+local function shapes(keys, args)
+  local c, reply, most = begin(keys), {}, tonumber(args[1])
+  local types = redis.call('SMEMBERS', key(c, ':waiting'))
+  table.sort(types)
+  for _, agent_type in ipairs(types) do
+    local serving = tonumber(redis.call('HGET', key(c, ':serving'), agent_type) or 0)
+    local heads = redis.call('ZRANGE', key(c, ':heads:' .. agent_type), 0, most - 1, 'WITHSCORES')
+    for i = 1, #heads, 2 do
+      local park = key(c, ':park:' .. heads[i])
+      local first = redis.call('ZRANGE', park, 0, 0)[1]
+      if first and #reply < 5 * most then
+        local arrived = number((struct.unpack('<d', first, 21)))
+        for _, value in ipairs({ heads[i], redis.call('ZCARD', park), heads[i + 1], arrived, serving }) do
+          reply[#reply + 1] = value
+        end
+      end
+    end
+  end
+  return reply
+end
+
 -- audit: KEYS[1] root; ARGV instance. Compares the ledger with the vector and the places. Writes nothing.
 -- reply: misplaced, then per resource its name and used by the vector less the sum over the stream; empty if unknown
 local function audit(keys, args)
@@ -230,4 +253,5 @@ redis.register_function{ function_name = 'ty1_expire', callback = expire, flags 
 redis.register_function{ function_name = 'ty1_hold', callback = hold, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'ty1_lease', callback = lease, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'ty1_open', callback = open, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'ty1_shapes', callback = shapes, flags = { 'no-writes' } }
 redis.register_function{ function_name = 'ty1_audit', callback = audit, flags = { 'no-writes' } }

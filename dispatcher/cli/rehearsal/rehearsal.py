@@ -10,7 +10,6 @@ from typing import NamedTuple
 import msgspec
 
 from taskyard.compose.process import free_port
-from taskyard.dispatcher import kafka
 from taskyard.dispatcher.cell.connection import Connection
 from taskyard.dispatcher.cell.contract import Drift
 from taskyard.dispatcher.cell.redis import RedisCell
@@ -23,6 +22,7 @@ from taskyard.dispatcher.cli.rehearsal.load import Due, Load
 from taskyard.dispatcher.cli.rehearsal.processes import Processes
 from taskyard.dispatcher.cli.rehearsal.results import Results
 from taskyard.dispatcher.cli.rehearsal.services import Stand
+from taskyard.dispatcher.kafka import topics as kafka
 from taskyard.dispatcher.settings import Settings
 from taskyard.producers.producer import Producer
 from taskyard.schemas.errors import DependencyError

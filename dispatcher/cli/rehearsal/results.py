@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from taskyard.dispatcher.cli.rehearsal.account import Account
-from taskyard.dispatcher.kafka import describe_topics
+from taskyard.dispatcher.kafka.topics import describe_topics
 from taskyard.schemas.codec import JSON
 from taskyard.schemas.errors import DependencyError, SchemaError
 from taskyard.schemas.topics import Topics

@@ -1,0 +1,1 @@
+"""Kafka, as the dispatcher uses it: the one package of this layer that imports aiokafka, which is untyped."""
