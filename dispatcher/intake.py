@@ -116,14 +116,14 @@ class Intake:
         await self.consumer.commit(due)
         self._committed.update(due)
 
-    def measure_lag(self) -> None:
+    async def measure_lag(self) -> None:
         """Set the lag of our partitions."""
+        ends = await self.consumer.ends(self._ours)
         for partition in self._measured - self._ours:  # another's now, which tells its lag itself
             self._metrics.lag.remove(self._priority, str(partition))
         self._measured = self._ours
-        ends = self.consumer.ends(self._ours)
-        for partition in self._ours:
-            behind = max(0, ends.get(partition, 0) - self._applied.get(partition, 0))
+        for partition in self._ours & ends.keys():
+            behind = max(0, ends[partition] - self._applied.get(partition, 0))
             self._metrics.lag.labels(self._priority, str(partition)).set(behind)
 
     async def _position(self) -> None:

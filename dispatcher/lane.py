@@ -29,7 +29,6 @@ PARKED_PERMILLE = {"critical": 1000, "high": 950, "normal": 900, "low": 800}
 _POLL_MS = 200
 # While the park is full: how often it is asked whether it still is.
 _FULL_PAUSE_S = 0.2
-_COMMIT_EVERY_S = 1.0
 
 
 class Lane:
@@ -47,11 +46,9 @@ class Lane:
         self._metrics = metrics
         self._stopping = stopping
         self._in_flight: asyncio.Task[bool] | None = None
-        self._commit_s = 0.0
         # What a record weighs, going by the last ones: the next read is bounded by it.
         self._record_bytes = float(settings.payload_bytes)
-        # Written here, shown by /ready.
-        self.is_full = False
+        self._is_full = False
 
     @property
     def is_positioned(self) -> bool:
@@ -71,10 +68,6 @@ class Lane:
                 await self._send(chunk)
             elif self._in_flight is not None:
                 await self.settle()
-            if time.monotonic() - self._commit_s > _COMMIT_EVERY_S:
-                self._commit_s = time.monotonic()
-                self._intake.measure_lag()
-                await self._intake.commit()
         except DependencyError:
             await self.settle(quietly=True)
             self._intake.rewind()
@@ -87,6 +80,11 @@ class Lane:
         if chunk.arrivals:
             mean_bytes = sum([len(arrival.wire) for arrival in chunk.arrivals]) / len(chunk.arrivals)
             self._record_bytes = max(1.0, mean_bytes, self._record_bytes / 2)
+
+    async def report(self) -> None:
+        """Tell the lag, and store offsets for the tools of others; also while `step` waits for room in the park."""
+        await self._intake.measure_lag()
+        await self._intake.commit()
 
     async def settle(self, *, quietly: bool = False) -> None:
         """Wait for the call in flight. quietly: an error of it is passed over, since all is read again."""
@@ -152,16 +150,18 @@ class Lane:
 
     def _applied(self, chunk: Chunk, result: Applied) -> None:
         self._intake.applied(chunk)
-        if self.is_full:
+        self._metrics.paused.labels(self.priority).set(0)
+        if self._is_full:
             log.info("intake_resumed", priority=self.priority)
-        self.is_full = False
+        self._is_full = False
         self._metrics.applied(self.priority, result.results)
 
     def _full(self, result: Full) -> None:
-        if not self.is_full:
+        if not self._is_full:
             log.warning("intake_paused", priority=self.priority, parked=result.parked, outbox=result.outbox,
                         parked_bytes=result.parked_bytes, next="Kafka keeps the rest until there is room")  # fmt: skip
-        self.is_full = True
+        self._is_full = True
+        self._metrics.paused.labels(self.priority).set(1)
 
 
 def _by_key(arrival: Arrival) -> float:

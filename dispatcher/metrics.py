@@ -31,6 +31,10 @@ class Metrics:
             "taskyard_intake_lag_records", "Records that are not applied yet", ["priority", "partition"],
             registry=registry,
         )  # fmt: skip
+        self.paused = Gauge(
+            "taskyard_intake_paused", "1 while a full park or outbox keeps the priority waiting", ["priority"],
+            registry=registry,
+        )  # fmt: skip
         self.wait = Histogram(
             "taskyard_wait_seconds", "From Kafka to the start of the last attempt, of succeeded tasks",
             ["priority"], buckets=_SECONDS, registry=registry,

@@ -35,6 +35,7 @@ log = structlog.get_logger()
 
 _BEAT_S = 0.5
 _RELAY_IDLE_S = 0.02
+_REPORT_S = 1.0
 # A view of the fleet older than this is no ground to place on.
 _STALE_VIEW_MS = 5_000
 
@@ -126,7 +127,10 @@ class Dispatcher:
     async def _run_lane(self, lane: Lane) -> None:
         try:
             if await self._until_done(f"lane {lane.priority}", lane.start):
-                await self._repeat(f"lane {lane.priority}", lane.step)
+                async with asyncio.TaskGroup() as group:
+                    report = self._repeat(f"report {lane.priority}", lane.report, _REPORT_S)
+                    group.create_task(report, name=f"report {lane.priority}")
+                    await self._repeat(f"lane {lane.priority}", lane.step)
         finally:
             await lane.stop()
 

@@ -141,10 +141,11 @@ class TopicConsumer(ConsumerRebalanceListener):
         found = await timed(self._consumer.beginning_offsets(wanted), "read beginning offsets")
         return {partition.partition: offset for partition, offset in found.items()}
 
-    def ends(self, partitions: Iterable[int]) -> dict[int, int]:
-        """Return the end of each partition as last seen; absent where it was not read yet."""
-        ends = {p: self._consumer.highwater(TopicPartition(self.topic, p)) for p in partitions}
-        return {partition: end for partition, end in ends.items() if end is not None}
+    async def ends(self, partitions: Iterable[int]) -> dict[int, int]:
+        """Return the end of each partition. Asked anew: what reading has seen of it stands still while nobody reads."""
+        wanted = [TopicPartition(self.topic, partition) for partition in partitions]
+        found: dict[Any, int] = await timed(self._consumer.end_offsets(wanted), "read end offsets")
+        return {partition.partition: offset for partition, offset in found.items()}
 
     async def commit(self, offsets: Mapping[int, int]) -> None:
         """Store offsets in the group, for the lag that ordinary tools show; they decide nothing."""

@@ -18,6 +18,7 @@ from aiokafka.record.util import calc_crc32c
 from taskyard.dispatcher.cell.contract import Ending
 from taskyard.dispatcher.kafka.consumer import TopicConsumer
 from taskyard.dispatcher.kafka.topics import check_topics, lag
+from taskyard.dispatcher.service import Dispatcher
 from taskyard.dispatcher.settings import (
     HttpSettings,
     IntakeSettings,
@@ -243,12 +244,15 @@ async def test_one_call_brings_about_as_many_bytes_as_are_set(yard: Yard, settin
 
 async def test_a_full_park_pauses_the_lowest_priority_first_and_nothing_is_lost(yard: Yard, settings: Settings) -> None:
     park = ParkSettings(tasks=20)
-    await yard.dispatcher(msgspec.structs.replace(settings, park=park, intake=IntakeSettings(batch=1)))
+    intake = IntakeSettings(batch=1, session_timeout_ms=1_000)
+    dispatcher = await yard.dispatcher(msgspec.structs.replace(settings, park=park, intake=intake))
     await yard.publish(*[task(f"low-{n}", priority="low") for n in range(30)])
     await until(lambda: _is_parked(yard, 16), what="low has filled its share of 20")
 
     await yard.publish(*[task(f"critical-{n}", priority="critical") for n in range(4)])
     await until(lambda: _is_parked(yard, 20), what="critical has filled the rest")
+    await until(lambda: _tells(dispatcher, 'taskyard_intake_paused{priority="low"} 1.0'), what="low is told as paused")
+    await until(lambda: _has_lag(dispatcher, "low", 14), what="the lag of low is told while nobody reads")
     await yard.instance("i", slots=1_000)
 
     await until(lambda: _count(yard, "i", 34), what="all are placed once there is room")
@@ -378,6 +382,16 @@ class _NameThatIsNoText:
 
 async def _count(yard: Yard, instance: str, count: int) -> bool:
     return len(await yard.queued(instance)) == count
+
+
+async def _tells(dispatcher: Dispatcher, line: str) -> bool:
+    return line in (await asyncio.to_thread(_get, dispatcher.http_port, "/metrics"))[1].splitlines()
+
+
+async def _has_lag(dispatcher: Dispatcher, priority: str, lag: int) -> bool:
+    _, metrics = await asyncio.to_thread(_get, dispatcher.http_port, "/metrics")
+    lines = [line.split() for line in metrics.splitlines() if line.startswith("taskyard_intake_lag_records{")]
+    return sum(float(value) for labels, value in lines if f'priority="{priority}"' in labels) == lag
 
 
 async def _is_parked(yard: Yard, count: int) -> bool:
