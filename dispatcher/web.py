@@ -47,7 +47,7 @@ class Web:
             self._server = make_server(host, port, self._answer, _Server, _Handler)
         except OSError as error:
             raise ConfigError(
-                f"http: cannot listen on {host}:{port}: {error.strerror}; choose another with http.port, 0 for any"
+                f"http: cannot listen on {host}:{port}: {error.strerror}; choose another with --http-port, 0 for any"
             ) from error
         self.port = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, name="web", daemon=True)

@@ -5,7 +5,8 @@ Its errors become ours, every wait has an end, and an idempotent client that has
 
 import asyncio
 import logging
-from collections.abc import Generator, Mapping
+import time
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -41,6 +42,9 @@ _LOST = (
     ProducerFenced,
     UnknownProducerId,
 )
+
+_METADATA_PAUSE_S = 0.2
+"""Between two readings of the same topics' leaders. Kafka's own backoff is 0.1 s; an outage lasts many."""
 
 DEFAULTS: Mapping[str, Any] = {
     # A batch takes what comes while the one before it is under way; waiting for more adds its latency to every task.
@@ -210,6 +214,7 @@ class KafkaLink:
         client: Any = None
         try:
             client = AIOKafkaProducer(**options)
+            client.client._metadata_update = _PacedReading(client.client._metadata_update)  # noqa: SLF001
             await self._timed(client.start(), "answer")
         except BaseException as error:
             if client is not None:
@@ -231,6 +236,27 @@ class KafkaLink:
                 f"Kafka at {self.bootstrap} did not {what}: {error}. Is it up, and is that its address?"
                 " `taskyard doctor` tells"
             ) from error
+
+
+class _PacedReading:
+    """aiokafka's reading of the cluster, but not of the same topics again within a pause.
+
+    Its sender, as long as a partition has no leader, asks again without a pause: thousands of times a second, two lines
+    of log each, until Kafka is back.
+    """
+
+    def __init__(self, read: Callable[[Any, Any], Awaitable[bool]]) -> None:
+        self._read = read
+        # Both written by `__call__`, which aiokafka does not overlap.
+        self._topics: set[str] = set()
+        self._not_before_s = 0.0
+
+    async def __call__(self, cluster: Any, topics: Any) -> bool:
+        wanted: set[str] = set(topics or ())
+        if wanted == self._topics:
+            await asyncio.sleep(max(0.0, self._not_before_s - time.monotonic()))
+        self._topics, self._not_before_s = wanted, time.monotonic() + _METADATA_PAUSE_S
+        return await self._read(cluster, topics)
 
 
 def _is_lost(error: BaseException) -> bool:
@@ -265,6 +291,8 @@ def _give_up(accumulator: Any) -> None:
     """Fail whatever has no acknowledgement, and say so once: asyncio would log each future that nobody awaits."""
     batches = [*accumulator._pending_batches, *(batch for queue in accumulator._batches.values() for batch in queue)]  # noqa: SLF001
     futures = [future for batch in batches for future, _ in batch._msg_futures if not future.done()]  # noqa: SLF001
+    # One that went back to be sent again is pending no more, and the end of each takes it out of those that are.
+    accumulator._pending_batches.update(batches)  # noqa: SLF001
     accumulator.fail_all(ProducerClosed())
     for future in (*futures, *(inner for batch in batches for inner in (batch.future, batch._drain_waiter))):  # noqa: SLF001
         future.exception()

@@ -87,7 +87,11 @@ class _Wire:
 
     def decode_task(self, value: bytes | None, limits: Limits = DEFAULT) -> Task:
         if value is not None and len(value) > limits.payload_bytes + limits.envelope_bytes:
-            raise SchemaError(f"record of {len(value)} bytes; send a reference instead of the data", reason="oversize")
+            raise SchemaError(
+                f"record of {len(value)} bytes, at most {limits.payload_bytes} of them payload; store it elsewhere and "
+                "send a reference",
+                reason="oversize",
+            )
         task = self._read(self._decode_task, value)
         assert value is not None  # `_read` has refused it
         # Without an id each reading would make up another, and a record that is read again would run again. One that

@@ -71,6 +71,9 @@ def _eviction(info: Mapping[str, str]) -> Finding:
             info.get("used_memory_human", "?"),
             info.get("maxmemory_human", "?") if limit != "0" else "no limit",
         )
+        if 0 < int(limit) <= int(info.get("used_memory", "0")):
+            advice = "raise maxmemory; until then nothing is placed, and Kafka keeps the tasks"
+            return Finding("fail", f"the memory is full: {used} used of {most}", advice)
         return Finding("ok", f"maxmemory-policy noeviction, {used} used of {most}")
     advice = "CONFIG SET maxmemory-policy noeviction, and in the server's configuration: tasks would be dropped"
     return Finding("warn" if limit == "0" else "fail", f"maxmemory-policy is {policy}", advice)

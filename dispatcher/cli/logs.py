@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 from typing import Any
 
 import msgspec
@@ -12,6 +13,28 @@ from taskyard.dispatcher.settings import LogSettings
 
 # Clients that tell of every reconnect and every rebalance at INFO, which we tell ourselves.
 _CHATTY = ("aiokafka", "kafka")
+_SELDOM_S = 30.0
+
+
+class _Seldom(logging.Filter):
+    """Lets each message of a chatty client through once in a while.
+
+    While Kafka is away each loop of each client tells of each try, hundreds of lines a second; ours tell it once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Logger and message before its values are put in -> monotonic time from which it is let through again.
+        self._again_s: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.split(".", 1)[0] not in _CHATTY:
+            return True
+        key, now_s = (record.name, str(record.msg)), time.monotonic()
+        if now_s < self._again_s.get(key, 0.0):
+            return False
+        self._again_s[key] = now_s + _SELDOM_S
+        return True
 
 
 def configure(settings: LogSettings) -> None:
@@ -43,6 +66,8 @@ def configure(settings: LogSettings) -> None:
             ],
         )
     )
+    if settings.level != "debug":
+        handler.addFilter(_Seldom())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from math import isfinite
 from typing import Annotated, Any
 
 import msgspec
@@ -61,8 +62,8 @@ class TaskFlags:
             "session": self.session,
             "requirements": pairs("--require", self.require, int, "as in gpu=1, with a whole number") or None,
             "constraints": pairs("--constraint", self.constraint, str, "as in region=eu") or None,
-            "deadline_ms": None if self.deadline is None else int((time.time() + self.deadline) * 1000),
-            "timeout_ms": None if self.timeout is None else int(self.timeout * 1000),
+            "deadline_ms": None if self.deadline is None else _ms("--deadline", time.time(), self.deadline),
+            "timeout_ms": None if self.timeout is None else _ms("--timeout", 0.0, self.timeout),
             "max_attempts": self.max_attempts,
         }
         return {name: value for name, value in found.items() if value is not None}
@@ -104,6 +105,13 @@ async def _one(settings: Settings, task: Task) -> None:
     limits = Limits(payload_bytes=settings.intake.payload_bytes)
     async with Producer(settings.kafka, prefix=settings.prefix, limits=limits) as producer:
         print(await producer.publish(task))
+
+
+def _ms(flag: str, from_s: float, after_s: float) -> int:
+    """Return the time in ms. Raises ConfigError if it is no number; whether it is a sound one is the producer's."""
+    if not isfinite(after_s):
+        raise ConfigError(f"{flag} must be a number of seconds, not {after_s}")
+    return int((from_s + after_s) * 1000)
 
 
 def _json(text: str) -> msgspec.Raw:

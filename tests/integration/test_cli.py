@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import redis
 
+from taskyard.compose import embedded
+
 PROGRAM = Path(sys.executable).with_name("taskyard")
 WITHIN_S = 40.0
 AGENTS = """
@@ -304,6 +306,18 @@ def test_the_doctor_says_what_is_missing_and_what_to_do(yard: Yard) -> None:
     assert findings[missing]["status"] == "fail"
     assert "→ a dispatcher creates them" in done.stdout
     assert any(what.startswith("no dispatcher has opened the cell") for what in findings)
+
+
+def test_the_doctor_tells_of_a_server_without_room(yard: Yard) -> None:
+    with embedded.start_valkey() as valkey:
+        with contextlib.closing(redis.Redis(port=valkey.port)) as client:
+            client.execute_command("CONFIG", "SET", "maxmemory", "100kb")  # pyright: ignore[reportUnknownMemberType]
+
+        done = yard.run("doctor", "--redis", valkey.url)
+
+    assert done.returncode == 1
+    assert "fail  the memory is full" in done.stdout
+    assert "→ raise maxmemory" in done.stdout
 
 
 def test_a_cell_and_a_task_that_nobody_knows_are_told(yard: Yard) -> None:

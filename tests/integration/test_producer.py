@@ -342,3 +342,23 @@ async def test_a_buffer_that_stays_full_is_backpressure_and_nothing_waits_for_ev
     assert [vars(line)["tasks"] for line in caplog.records if line.msg == "producer_stopped_unacknowledged"] == [
         len(sent) + 1
     ]
+
+
+async def test_while_kafka_is_away_it_is_asked_for_seldom(prefix: str, caplog: pytest.LogCaptureFixture) -> None:
+    with embedded.start_kafka() as kafka:
+        await create_topics(kafka.address, prefix)
+        async with Producer(kafka.address, prefix=prefix, timeout_s=2.0) as producer:
+            # In order and under way, so that it tells its client first that the partitions have no leader.
+            stopping = asyncio.create_task(asyncio.to_thread(kafka.stop))
+            sent = await producer.send(a_task())
+            while not stopping.done():
+                await asyncio.wait([stopping], timeout=0.002)
+                sent = await producer.send(a_task())
+            caplog.clear()
+
+            await refused_within(10, sent)
+
+    asked = [line for line in caplog.records if "Unable to update metadata" in line.getMessage()]
+    # Five times a second, for the 2 s that an acknowledgement and then leaving the block wait; not thousands of times.
+    assert 0 < len(asked) < 40
+    assert not [line.getMessage() for line in caplog.records if line.name == "asyncio"]

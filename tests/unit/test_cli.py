@@ -93,6 +93,8 @@ def test_the_version_is_the_packages() -> None:
         (["publish", "no-such-file"], "no-such-file cannot be opened: No such file or directory"),
         (["publish", "--no-such-flag"], "unknown option: --no-such-flag"),
         (["publish", "--type", "a", "--payload", "text"], "--payload is not JSON"),
+        (["publish", "--type", "a", "--deadline", "nan"], "--deadline must be a number of seconds, not nan"),
+        (["publish", "--type", "a", "--timeout", "inf"], "--timeout must be a number of seconds, not inf"),
         (["up", "--kafka", "127.0.0.1:1"], "starts servers of its own"),
     ],
 )
@@ -290,6 +292,26 @@ def test_console_logs_are_plain_without_a_terminal_and_show_no_variables() -> No
     assert "ZeroDivisionError" in text
     assert "\x1b" not in text
     assert "payload" not in text
+
+
+@pytest.mark.parametrize(("level", "count"), [("info", 2), ("debug", 6)])
+def test_what_a_client_repeats_in_an_outage_is_told_once_unless_one_debugs(level: str, count: int) -> None:
+    code = (
+        "import logging\n"
+        "from taskyard.dispatcher.cli import logs\n"
+        "from taskyard.dispatcher.settings import LogSettings\n"
+        f"logs.configure(LogSettings(level={level!r}, format='json'))\n"
+        "for node in range(3):\n"
+        "    logging.getLogger('aiokafka').error('no connection to %s', node)\n"
+        "    logging.getLogger('aiokafka.consumer').error('no connection to %s', node)\n"
+        "for node in range(3):\n    logging.getLogger('ours').error('no connection to %s', node)\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    told = [json.loads(line)["logger"] for line in done.stderr.splitlines()]
+    assert told.count("ours") == 3
+    assert len(told) - 3 == count
 
 
 def test_the_level_decides_what_is_logged() -> None:
