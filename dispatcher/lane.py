@@ -49,6 +49,7 @@ class Lane:
         # What a record weighs, going by the last ones: the next read is bounded by it.
         self._record_bytes = float(settings.payload_bytes)
         self._is_full = False
+        self._is_failing = False
 
     @property
     def is_positioned(self) -> bool:
@@ -59,8 +60,11 @@ class Lane:
         """Join the consumer group. Raises DependencyError."""
         await self._intake.consumer.start()
 
-    async def step(self) -> None:
-        """Read, plan and send one batch. Raises DependencyError; the next step starts from what was applied."""
+    async def step(self) -> bool:
+        """Read, plan and send one batch. Raises DependencyError; the next step starts from what was applied.
+
+        Returns False if a call has failed and none has been answered since.
+        """
         try:
             chunk = await self._intake.poll(records=self._at_once(), timeout_ms=_POLL_MS)
             if chunk is not None:
@@ -69,9 +73,11 @@ class Lane:
             elif self._in_flight is not None:
                 await self.settle()
         except DependencyError:
+            self._is_failing = True
             await self.settle(quietly=True)
             self._intake.rewind()
             raise
+        return not self._is_failing
 
     def _at_once(self) -> int:
         return max(1, min(self._settings.batch, int(self._settings.batch_bytes / self._record_bytes)))
@@ -133,6 +139,7 @@ class Lane:
         while True:
             with self._metrics.apply_seconds.time():
                 result = await self._cell.apply(batch, on_sent=on_sent)
+            self._is_failing = False
             match result:
                 case Applied():
                     self._applied(chunk, result)

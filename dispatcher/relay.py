@@ -105,7 +105,7 @@ class Relay:
         outcome = Outcome(
             id=entry.id, type=task.type, status="dead", attempt=entry.attempt, priority=task.priority,
             instance=row.instance, tenant=task.tenant, session=task.session, cause=f"{row.reason}: {row.cause}",
-            arrived_ms=int(entry.arrived_ms), finished_ms=at_ms,
+            arrived_ms=int(entry.arrived_ms), finished_ms=at_ms, causes=entry.causes, receipt=entry.receipt,
         )  # fmt: skip
         letter = DeadLetter(
             reason=row.reason, detail=row.cause, id=entry.id, type=task.type, attempt=entry.attempt,

@@ -21,7 +21,8 @@ def backoff_s(failures: int) -> float:
     return random.uniform(0, min(_CAP_S, _BASE_S * 2 ** min(failures, 10)))
 
 
-Step = Callable[[], Awaitable[None]]
+Step = Callable[[], Awaitable[bool | None]]
+"""Raises DependencyError. False: nothing went wrong so far, but whether the dependency answers is not known yet."""
 
 
 async def repeat(name: str, step: Step, *, stopping: asyncio.Event, metrics: Metrics, pause_s: float = 0) -> None:
@@ -54,16 +55,16 @@ class _Attempts:
 
     async def worked(self, step: Step) -> bool:
         try:
-            await step()
+            is_known = await step() is not False
         except DependencyError as error:
             self.failures += 1
             self._metrics.failures.labels(self._name).inc()
             if self.failures == 1:
                 log.warning("loop_failed", loop=self._name, error=str(error), next="tries again, more seldom each time")
             return False
-        if self.failures:
+        if self.failures and is_known:
             log.info("loop_recovered", loop=self._name, failures=self.failures)
-        self.failures = 0
+            self.failures = 0
         return True
 
 

@@ -13,6 +13,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     status: `succeeded` or `dead` (its attempts, its deadline or its age ran out; `dead-letter` has the whole record).
     result: the handler's return value, encoded like the payload.
     arrived_ms, placed_ms, started_ms, finished_ms: Unix times; 0 where it never came to that.
+    causes: why earlier attempts ended. receipt: how the last placement was chosen (MessagePack), for `taskyard task`.
     """
 
     id: str
@@ -29,6 +30,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     placed_ms: int = 0
     started_ms: int = 0
     finished_ms: int = 0
+    causes: tuple[Cause, ...] = ()
+    receipt: bytes = b""
     v: int = 1
 
 

@@ -158,6 +158,8 @@ def _outcome(codec: Codec, task: Task, entry: Entry, attempt: Attempt, instance:
             placed_ms=int(attempt.stream_id.partition("-")[0]),
             started_ms=attempt.started_ms,
             finished_ms=_now_ms(),
+            causes=entry.causes,
+            receipt=entry.receipt,
         )
     )
 

@@ -14,11 +14,13 @@ from taskyard.dispatcher.cli.queue import is_read
 from taskyard.dispatcher.cli.terminal import duration, fail, out, print_json, table
 from taskyard.dispatcher.core.receipt import Receipt, decode_receipt
 from taskyard.dispatcher.core.snapshot import InstanceView, ShapeView
+from taskyard.dispatcher.kafka.search import find_value
 from taskyard.dispatcher.settings import Settings
-from taskyard.schemas.codec import codec_for
+from taskyard.schemas.codec import codec_for, codec_of
 from taskyard.schemas.entry import Entry
-from taskyard.schemas.errors import SchemaError
+from taskyard.schemas.errors import DependencyError, SchemaError
 from taskyard.schemas.limits import Limits
+from taskyard.schemas.topics import topics
 
 _VIA = {
     "1": "the plan's first choice",
@@ -34,6 +36,9 @@ _VIA = {
 }
 # A record that intake has accepted is decoded, whatever its size: the dispatcher's bound may be set higher than ours.
 _ANY_SIZE = Limits(payload_bytes=1 << 30)
+# The cell's clock and the broker's may differ by so much.
+_CLOCKS_MS = 60_000
+_SEARCH_S = 15
 
 
 def task(
@@ -78,7 +83,39 @@ async def _found(settings: Settings, task_id: str) -> dict[str, Any] | None:
         }
     if place.entry is not None:
         found.update(_told(place.entry))
+    elif place.state in ("finished", "dead"):
+        found.update(await _ended(settings, task_id, since_ms=found["ended_ms"] - _CLOCKS_MS))
     return found
+
+
+async def _ended(settings: Settings, task_id: str, *, since_ms: int) -> dict[str, Any]:
+    """What the results topic tells of a task that has ended."""
+    try:
+        async with asyncio.timeout(_SEARCH_S):
+            names = topics(settings.prefix)
+            value = await find_value(settings.kafka, names.results, task_id.encode(), since_ms=since_ms)
+    except (DependencyError, TimeoutError) as error:
+        return {"outcome": None, "outcome_missing": str(error) or f"not found within {_SEARCH_S} s"}
+    if value is None:
+        return {"outcome": None, "outcome_missing": "not published yet, or no longer kept"}
+    outcome = codec_of(value).decode_outcome(value)
+    return {
+        "type": outcome.type,
+        "priority": outcome.priority,
+        "tenant": outcome.tenant,
+        "session": outcome.session,
+        "causes": [cause._asdict() for cause in outcome.causes],
+        "receipt": _receipt(outcome.receipt),
+        "outcome": {
+            name: getattr(outcome, name)
+            for name in ("status", "cause", "arrived_ms", "placed_ms", "started_ms", "finished_ms")
+        },
+    }
+
+
+def _receipt(data: bytes) -> dict[str, Any] | None:
+    receipt = decode_receipt(data)
+    return None if receipt is None else {name: getattr(receipt, name) for name in receipt.__struct_fields__}
 
 
 async def _whereabouts(at: Reading, place: Place, task_id: str) -> dict[str, Any]:
@@ -106,7 +143,6 @@ def _on_instance(place: Place, task_id: str, instance: InstanceView | None) -> d
 
 def _told(entry: Entry) -> dict[str, Any]:
     """What the entry itself tells."""
-    receipt = decode_receipt(entry.receipt)
     found: dict[str, Any] = {
         "shape": entry.shape,
         "max_attempts": entry.max_attempts,
@@ -116,7 +152,7 @@ def _told(entry: Entry) -> dict[str, Any]:
         "deadline_ms": int(entry.deadline_ms),
         "record_bytes": len(entry.wire),
         "causes": [cause._asdict() for cause in entry.causes],
-        "receipt": None if receipt is None else {n: getattr(receipt, n) for n in receipt.__struct_fields__},
+        "receipt": _receipt(entry.receipt),
     }
     try:
         task = codec_for(entry.headers).decode_task(entry.wire, _ANY_SIZE)
@@ -140,6 +176,7 @@ def _print(found: dict[str, Any]) -> None:
         ]
         if found["deadline_ms"]:
             rows.append(("deadline", _ago(found["deadline_ms"], found["now_ms"])))
+    rows += _outcome_rows(found)
     if found.get("via"):
         rows.append(("placed", _VIA.get(str(found["via"]), "")))
     if found.get("receipt"):
@@ -156,6 +193,22 @@ def _print(found: dict[str, Any]) -> None:
         console.print(table(">attempt", "on", "ended", "cause", rows=ended))
 
 
+def _outcome_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is told of a task that has ended."""
+    if "outcome" not in found:
+        return []
+    outcome, rows = found["outcome"], list[tuple[str, str]]()
+    if outcome is None:
+        return [("outcome", f"[yellow]{escape(found['outcome_missing'])}[/]")]
+    rows.append(("arrived", _ago(outcome["arrived_ms"], found["now_ms"])))
+    if outcome["started_ms"]:
+        waited = duration(outcome["started_ms"] - outcome["arrived_ms"])
+        rows.append(("ran", f"for {duration(outcome['finished_ms'] - outcome['started_ms'])} after a wait of {waited}"))
+    if outcome["cause"]:
+        rows.append(("cause", f"[red]{escape(outcome['cause'])}[/]"))
+    return rows
+
+
 def _state(found: dict[str, Any]) -> str:
     now_ms, where = found["now_ms"], escape(found["instance"])
     match found["state"]:
@@ -168,12 +221,10 @@ def _state(found: dict[str, Any]) -> str:
         case "later":
             return f"[yellow]waits[/] for its next attempt, due in {duration(max(0, found['due_ms'] - now_ms))}"
         case "finished":
-            return (
-                f"[green]finished[/] on {where}, {_ago(found['ended_ms'], now_ms)}; the results topic has the outcome"
-            )
+            return f"[green]finished[/] on {where}, {_ago(found['ended_ms'], now_ms)}, in attempt {found['attempt']}"
         case _:
             last = f", last on {where}" if where else ""
-            return f"[red]dead[/], {_ago(found['ended_ms'], now_ms)}{last}; the dead-letter topic has the reason"
+            return f"[red]dead[/], {_ago(found['ended_ms'], now_ms)}{last}; the dead-letter topic has the whole task"
 
 
 def receipt_text(receipt: Receipt) -> str:

@@ -19,6 +19,11 @@ OutgoingRecord = tuple[str, bytes, bytes, list[tuple[str, bytes]]]
 """Topic, key (empty: none), value, headers."""
 
 
+def partition_of(key: bytes, partitions: int) -> int:
+    """The partition of a key on the topics that this dispatcher publishes to."""
+    return zlib.crc32(key) % partitions
+
+
 class _Page(NamedTuple):
     """A batch of one partition. indices: which of the records are in it."""
 
@@ -74,7 +79,7 @@ class TopicProducer:
         for index, (topic, key, value, headers) in enumerate(records):
             if topic not in counts:
                 counts[topic] = len(await timed(self._producer.partitions_for(topic), f"look up {topic}"))
-            place = (topic, zlib.crc32(key) % counts[topic])
+            place = (topic, partition_of(key, counts[topic]))
             page = filling.get(place)
             fields = {"timestamp": None, "key": key or None, "value": value, "headers": headers}
             if page is None or page.batch.append(**fields) is None:

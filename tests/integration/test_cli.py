@@ -160,6 +160,21 @@ def test_a_published_task_is_run_and_found_finished(placed: Yard) -> None:
 
     assert finished["instance"]
     assert f"finished on {finished['instance']}" in shown
+    told = eventually("the outcome is published", lambda: _outcome(placed, task_id))
+    assert (told["status"], told["cause"]) == ("succeeded", "")
+    assert "least-agent-load chose" in placed.run("task", task_id).stdout
+
+
+def test_a_dead_task_shows_why_it_died(placed: Yard) -> None:
+    published = placed.run("publish", "--type", "fail", "--max-attempts", "1")
+
+    task_id = published.stdout.strip()
+    eventually("the task is dead", lambda: _in_state(placed, task_id, "dead"))
+    eventually("the outcome is published", lambda: _outcome(placed, task_id))
+    shown = placed.run("task", task_id).stdout
+
+    assert "attempts: ValueError: the model said no" in shown
+    assert "least-agent-load chose" in shown
 
 
 def test_a_running_task_shows_how_its_place_was_chosen(placed: Yard) -> None:
@@ -337,6 +352,11 @@ def test_an_instance_that_nobody_knows_is_told_with_the_one_that_was_meant(place
 
     assert done.returncode == 2
     assert f"did you mean {name}?" in done.stderr
+
+
+def _outcome(yard: Yard, task_id: str) -> Any:
+    found = yard.json("task", task_id)
+    return found and found["outcome"]
 
 
 def _in_state(yard: Yard, task_id: str, state: str) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import structlog.testing
 from aiokafka import AIOKafkaProducer
 from aiokafka.record.util import calc_crc32c
 
@@ -307,6 +308,24 @@ async def test_a_dead_entry_that_cannot_be_read_is_a_dead_letter_and_does_not_st
     await until(lambda: _is_outbox_empty(yard), what="the outbox is trimmed")
 
 
+async def test_a_server_without_memory_is_one_failure_until_it_takes_a_batch_again(yard: Yard) -> None:
+    dispatcher = await yard.dispatcher()
+    await yard.instance("i", slots=100)
+    with structlog.testing.capture_logs() as logs:
+        await yard.connection.command("CONFIG", "SET", "maxmemory", "1")
+        try:
+            await yard.publish(*[task(f"t{n}") for n in range(10)])
+            failures = 'taskyard_loop_failures_total{loop="lane normal"}'
+            await until(lambda: _is_above(dispatcher, failures, 4), what="the lane has failed some times")
+        finally:
+            await yard.connection.command("CONFIG", "SET", "maxmemory", "0")
+        await until(lambda: _count(yard, "i", 10), what="all are placed once there is memory")
+        recovered = await until(lambda: _logged(logs, "loop_recovered"), what="the lane tells that it has recovered")
+
+    assert [line["failures"] > 4 for line in recovered] == [True]
+    assert len(await _logged(logs, "loop_failed")) == 1
+
+
 async def test_health_and_metrics_are_served(yard: Yard) -> None:
     dispatcher = await yard.dispatcher()
     port = dispatcher.http_port
@@ -386,6 +405,19 @@ async def _count(yard: Yard, instance: str, count: int) -> bool:
 
 async def _tells(dispatcher: Dispatcher, line: str) -> bool:
     return line in (await asyncio.to_thread(_get, dispatcher.http_port, "/metrics"))[1].splitlines()
+
+
+async def _logged(logs: list[Any], event: str) -> list[Any]:
+    return [line for line in logs if line["event"] == event and line["loop"] == "lane normal"]
+
+
+async def _value(dispatcher: Dispatcher, name: str) -> float:
+    _, metrics = await asyncio.to_thread(_get, dispatcher.http_port, "/metrics")
+    return next((float(line.split()[-1]) for line in metrics.splitlines() if line.startswith(name)), 0)
+
+
+async def _is_above(dispatcher: Dispatcher, name: str, value: float) -> bool:
+    return await _value(dispatcher, name) > value
 
 
 async def _has_lag(dispatcher: Dispatcher, priority: str, lag: int) -> bool:
