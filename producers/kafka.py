@@ -280,6 +280,8 @@ async def _close(client: Any, timeout_s: float) -> None:
         await asyncio.wait([stopping], timeout=timeout_s)
     finally:
         if not stopping.done():
+            # What the sender would do at its own end is done here; without a transaction it would raise (aiokafka).
+            client._sender.sender_task.remove_done_callback(client._sender._fail_all)  # noqa: SLF001
             _give_up(client._message_accumulator)  # noqa: SLF001
             await client.client.close()
             await asyncio.wait([stopping], timeout=_STOP_TIMEOUT_S)
