@@ -13,6 +13,7 @@ from taskyard.dispatcher.cell.view import RedisView
 from taskyard.dispatcher.core.shapes import parse_shape, why_none
 from taskyard.dispatcher.core.snapshot import InstanceView, ShapeView
 from taskyard.dispatcher.kafka import topics as kafka
+from taskyard.dispatcher.lane import PARKED_PERMILLE
 from taskyard.dispatcher.settings import Settings
 from taskyard.schemas.errors import ConfigError, DependencyError
 from taskyard.schemas.topics import topics
@@ -31,6 +32,21 @@ class Reading(NamedTuple):
         found = await self.connection.command("HGET", f"{self.connection.root}:meta", "generation")
         return found.decode() if found else ""
 
+    async def bounds(self) -> tuple[int, int, int]:
+        """Bounds of the park (tasks, bytes) and the outbox, as the last dispatcher has set them; 0: none has yet."""
+        names = ("parked_limit", "parked_bytes_limit", "outbox_limit")
+        tasks, size_bytes, outbox = await self.connection.command("HMGET", f"{self.connection.root}:meta", *names)
+        return int(tasks or 0), int(size_bytes or 0), int(outbox or 0)
+
+
+def paused(level: Level, bounds: tuple[int, int, int]) -> tuple[str, ...]:
+    """The priorities whose intake waits: the park is filled to their share of its bounds, or the outbox is full."""
+    tasks, size_bytes, outbox = bounds
+    if not outbox:
+        return ()
+    filled = max(level.parked / tasks, level.parked_bytes / size_bytes) * 1000
+    return tuple(p for p, share in PARKED_PERMILLE.items() if filled >= share or level.outbox >= outbox)
+
 
 class Overview(NamedTuple):
     """A cell at one moment, more or less. lag: records by priority, None if Kafka did not answer; why says so."""
@@ -42,6 +58,7 @@ class Overview(NamedTuple):
     parked: list[ShapeView]
     lag: dict[str, int] | None
     lag_fault: str
+    paused: tuple[str, ...]
 
     @property
     def slots(self) -> tuple[int, int]:
@@ -63,6 +80,7 @@ class Overview(NamedTuple):
             "later": self.level.later,
             "outbox": self.level.outbox,
             "lag": self.lag,
+            "paused": list(self.paused),
             "fleet": [instance_json(instance) for instance in self.instances],
             "shapes": [{**shape._asdict(), "reason": why_parked(shape, self.instances)} for shape in self.parked],
         }
@@ -80,10 +98,10 @@ async def reading(settings: Settings) -> AsyncGenerator[Reading]:
 
 async def overview(settings: Settings, at: Reading) -> Overview:
     """Read all of it. Kafka that does not answer costs only the lag; raises DependencyError if Redis does not."""
-    (lag, lag_fault), generation, level, instances, parked = await asyncio.gather(
-        _lag(settings, at), at.generation(), at.view.level(), at.view.instances(), at.view.shapes()
+    (lag, lag_fault), generation, bounds, level, instances, parked = await asyncio.gather(
+        _lag(settings, at), at.generation(), at.bounds(), at.view.level(), at.view.instances(), at.view.shapes()
     )
-    return Overview(settings.cell, generation, level, instances, parked, lag, lag_fault)
+    return Overview(settings.cell, generation, level, instances, parked, lag, lag_fault, paused(level, bounds))
 
 
 def used(instance: InstanceView) -> dict[str, int]:

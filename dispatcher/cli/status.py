@@ -68,6 +68,9 @@ def _page(found: Overview, limit: int) -> RenderableType:
     parts: list[RenderableType] = [_summary(found)]
     if not found.generation:
         parts.append("[yellow]no dispatcher has opened this cell on this server; are --cell and --redis right?[/]")
+    if found.paused:
+        which = ", ".join(found.paused)
+        parts.append(f"[yellow]intake waits for {which}: the park or the outbox is full; Kafka keeps the rest[/]")
     if found.parked:
         parts += ["", _waiting(found)]
     if found.instances and limit > 0:

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from taskyard import __version__
+from taskyard.dispatcher.cell.contract import Level
 from taskyard.dispatcher.cli.app import COMMANDS, run
 from taskyard.dispatcher.cli.handlers import load
 from taskyard.dispatcher.cli.lines import Line, parse
+from taskyard.dispatcher.cli.overview import paused
 from taskyard.dispatcher.cli.pairs import pairs
 from taskyard.dispatcher.cli.task import receipt_text
 from taskyard.dispatcher.cli.terminal import duration, size
@@ -335,3 +337,22 @@ def test_a_receipt_says_how_a_place_was_chosen_or_why_there_was_none() -> None:
 
     assert receipt_text(chosen).startswith("least chose a, load 0.250, of 4 candidates; next b, load 0.500 (view 9 ms")
     assert receipt_text(none) == "least found no instance: all are full (view 0 ms old, seed 7, index 0)"
+
+
+@pytest.mark.parametrize(
+    ("parked", "parked_bytes", "outbox", "waiting"),
+    [
+        (79, 0, 0, ()),
+        (80, 0, 0, ("low",)),
+        (0, 900, 0, ("normal", "low")),
+        (100, 0, 0, ("critical", "high", "normal", "low")),
+        (0, 0, 10, ("critical", "high", "normal", "low")),
+    ],
+)
+def test_a_full_park_is_told_with_the_priorities_that_wait(
+    parked: int, parked_bytes: int, outbox: int, waiting: tuple[str, ...]
+) -> None:
+    level = Level(parked, parked_bytes, 0, outbox, 0, 0)
+
+    assert paused(level, (100, 1_000, 10)) == waiting
+    assert paused(level, (0, 0, 0)) == (), "a cell that nobody has opened has no bounds"
