@@ -45,7 +45,7 @@ class Lane:
         self._settings = settings
         self._metrics = metrics
         self._stopping = stopping
-        self._in_flight: asyncio.Task[bool] | None = None
+        self._in_flight: asyncio.Task[None] | None = None
         # What a record weighs, going by the last ones: the next read is bounded by it.
         self._record_bytes = float(settings.payload_bytes)
         self._is_full = False
@@ -134,8 +134,8 @@ class Lane:
         self._in_flight = task
         await sent.wait()
 
-    async def _apply(self, chunk: Chunk, batch: Batch, on_sent: OnSent) -> bool:
-        """Apply until the cell takes or refuses the batch. False: refused, the intake has gone back."""
+    async def _apply(self, chunk: Chunk, batch: Batch, on_sent: OnSent) -> None:
+        """Apply until the cell takes the batch, or refuses it: then the intake has gone back."""
         while True:
             with self._metrics.apply_seconds.time():
                 result = await self._cell.apply(batch, on_sent=on_sent)
@@ -143,16 +143,16 @@ class Lane:
             match result:
                 case Applied():
                     self._applied(chunk, result)
-                    return True
+                    return
                 case Fenced():
                     log.info("batch_fenced", priority=self.priority, applied=result.applied)
                     self._metrics.fenced.labels(self.priority).inc()
                     self._intake.rewind()
-                    return False
+                    return
                 case Full():
                     self._full(result)
                     if self._stopping.is_set():
-                        return False
+                        return
                     await asyncio.sleep(_FULL_PAUSE_S)
 
     def _applied(self, chunk: Chunk, result: Applied) -> None:

@@ -4,9 +4,6 @@ import asyncio
 import contextlib
 import json
 import struct
-import urllib.error
-import urllib.request
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +18,17 @@ from taskyard.dispatcher.kafka.consumer import TopicConsumer
 from taskyard.dispatcher.kafka.topics import check_topics, lag
 from taskyard.dispatcher.service import Dispatcher
 from taskyard.dispatcher.settings import (
-    HttpSettings,
     IntakeSettings,
     ParkSettings,
-    RetrySettings,
     Settings,
-    TopicSettings,
 )
-from taskyard.dispatcher.web import Web
 from taskyard.schemas.codec import JSON
-from taskyard.schemas.errors import ConfigError, DependencyError
+from taskyard.schemas.errors import DependencyError
 from taskyard.schemas.outcome import Outcome
 from taskyard.schemas.priority import PRIORITIES
-from taskyard.schemas.topics import topics
-from tests.conftest import TestServices
-from tests.integration.yard import EPOCH, Yard, open_yard, task, until
+from tests.integration.yard import EPOCH, Yard, count, get, task, until
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def settings(services: TestServices, cell: str, prefix: str) -> Settings:
-    return Settings(
-        kafka=services.kafka,
-        redis=services.redis,
-        cell=cell,
-        prefix=prefix,
-        http=HttpSettings(port=0),
-        intake=IntakeSettings(session_timeout_ms=1_000),
-        topics=TopicSettings(partitions=2),
-        retry=RetrySettings(base_ms=1, cap_ms=2),
-    )
-
-
-@pytest.fixture
-async def yard(settings: Settings) -> AsyncGenerator[Yard]:
-    async with open_yard(settings) as opened:
-        yield opened
 
 
 async def test_tasks_of_every_priority_are_placed_and_their_outcomes_published(yard: Yard) -> None:
@@ -66,7 +37,7 @@ async def test_tasks_of_every_priority_are_placed_and_their_outcomes_published(y
 
     await yard.publish(*[task(f"{priority}-{n}", priority=priority) for priority in PRIORITIES for n in range(5)])
 
-    await until(lambda: _count(yard, "i", 20), what="all are on the queue")
+    await until(lambda: count(yard, "i", 20), what="all are on the queue")
     await yard.finish_all("i")
     outcomes = await yard.outcomes(20)
     assert {outcome.id for outcome in outcomes} == {f"{p}-{n}" for p in PRIORITIES for n in range(5)}
@@ -97,7 +68,7 @@ async def test_every_kind_of_bad_record_is_a_dead_letter_and_none_blocks_its_par
     assert letters[0].record == bad["undecodable"]
     assert len(letters[2].record) <= 1024
     assert "priority" in letters[7].detail
-    await until(lambda: _count(yard, "i", 1), what="the good record behind them is placed")
+    await until(lambda: count(yard, "i", 1), what="the good record behind them is placed")
 
 
 async def test_a_record_that_the_kafka_client_cannot_decode_is_a_dead_letter_and_stops_neither_the_process_nor_its_lane(
@@ -115,7 +86,7 @@ async def test_a_record_that_the_kafka_client_cannot_decode_is_a_dead_letter_and
 
     (letter,) = await yard.dead_letters(1)
     assert (letter.reason, letter.partition, letter.offset) == ("undecodable", 0, 1)
-    await until(lambda: _count(yard, "i", 2), what="those before and behind it are placed")
+    await until(lambda: count(yard, "i", 2), what="those before and behind it are placed")
 
 
 @pytest.mark.parametrize("compression", ["gzip", "lz4", "snappy", "zstd"])
@@ -127,7 +98,7 @@ async def test_records_are_read_however_their_producer_compresses_them(yard: Yar
     async with producer:
         await producer.send_and_wait(yard.topics.tasks["normal"], JSON.encode_task(task("t")))
 
-    await until(lambda: _count(yard, "i", 1), what="the task is placed")
+    await until(lambda: count(yard, "i", 1), what="the task is placed")
 
 
 async def test_an_unknown_agent_type_waits_with_a_reason_and_is_placed_when_an_instance_serves_it(yard: Yard) -> None:
@@ -139,7 +110,7 @@ async def test_an_unknown_agent_type_waits_with_a_reason_and_is_placed_when_an_i
     await yard.instance("i", types=("nobody",))
 
     assert (shape.shape, shape.instances) == ("n|nobody|slots=1|", 0)
-    await until(lambda: _count(yard, "i", 1), what="the registration has pulled it")
+    await until(lambda: count(yard, "i", 1), what="the registration has pulled it")
 
 
 async def test_an_unknown_agent_type_is_a_dead_letter_only_past_its_age(yard: Yard, settings: Settings) -> None:
@@ -170,10 +141,10 @@ async def test_the_same_id_published_twice_is_placed_once(yard: Yard) -> None:
     await yard.instance("i")
 
     await yard.publish(task("t"), task("t"), task("other"))
-    await until(lambda: _count(yard, "i", 2), what="both ids are on the queue")
+    await until(lambda: count(yard, "i", 2), what="both ids are on the queue")
     await yard.finish_all("i")
     await yard.publish(task("t"), task("third"))
-    await until(lambda: _count(yard, "i", 1), what="the third is on the queue")
+    await until(lambda: count(yard, "i", 1), what="the third is on the queue")
 
     assert await yard.queued("i") == ["third"]
 
@@ -182,12 +153,12 @@ async def test_two_dispatchers_share_the_partitions_and_one_that_dies_is_replace
     first, _ = await yard.dispatcher(), await yard.dispatcher()
     await yard.instance("i", slots=1_000)
     await yard.publish(*[task(f"before-{n}") for n in range(20)])
-    await until(lambda: _count(yard, "i", 20), what="those before are placed")
+    await until(lambda: count(yard, "i", 20), what="those before are placed")
 
     await yard.crash(first)
     await yard.publish(*[task(f"after-{n}") for n in range(20)])
 
-    await until(lambda: _count(yard, "i", 40), what="those after are placed")
+    await until(lambda: count(yard, "i", 40), what="those after are placed")
     assert len(set(await yard.queued("i"))) == 40
 
 
@@ -197,7 +168,7 @@ async def test_a_restarted_dispatcher_goes_on_from_what_was_applied(yard: Yard, 
     await yard.instance("i", slots=100)
 
     await yard.dispatcher()
-    await until(lambda: _count(yard, "i", 10), what="those published meanwhile are placed")
+    await until(lambda: count(yard, "i", 10), what="those published meanwhile are placed")
 
     names = list(yard.topics.tasks.values())
     assert not any((await lag(settings.kafka, names, yard.cell.applied)).values())
@@ -236,7 +207,7 @@ async def test_one_call_brings_about_as_many_bytes_as_are_set(yard: Yard, settin
 
     intake = IntakeSettings(session_timeout_ms=1_000, batch_bytes=10_500)
     dispatcher = await yard.dispatcher(msgspec.structs.replace(settings, intake=intake))
-    await until(lambda: _count(yard, "i", 40), what="all are placed")
+    await until(lambda: count(yard, "i", 40), what="all are placed")
 
     calls = dispatcher.metrics.registry.get_sample_value("taskyard_apply_seconds_count")
     assert calls is not None
@@ -256,7 +227,7 @@ async def test_a_full_park_pauses_the_lowest_priority_first_and_nothing_is_lost(
     await until(lambda: _has_lag(dispatcher, "low", 14), what="the lag of low is told while nobody reads")
     await yard.instance("i", slots=1_000)
 
-    await until(lambda: _count(yard, "i", 34), what="all are placed once there is room")
+    await until(lambda: count(yard, "i", 34), what="all are placed once there is room")
 
 
 async def test_tasks_of_a_dead_worker_are_placed_again_and_dead_when_their_attempts_ran_out(yard: Yard) -> None:
@@ -277,14 +248,14 @@ async def test_an_outcome_larger_than_its_topic_takes_goes_out_shortened_and_sto
     await yard.dispatcher()
     await yard.instance("i")
     await yard.publish(task("big"))
-    await until(lambda: _count(yard, "i", 1), what="the task is on the queue")
+    await until(lambda: count(yard, "i", 1), what="the task is on the queue")
     (delivery,) = await yard.view.queue("i", count=1)
     result = msgspec.Raw(b'"' + b"x" * (1 << 20) + b'"')
     outcome = JSON.encode_outcome(Outcome(id="big", type="a", status="succeeded", attempt=1, result=result))
 
     await yard.cell.finish("i", EPOCH, [Ending("big", delivery.stream_id, 1, "succeeded", outcome)])
     await yard.publish(task("small"))
-    await until(lambda: _count(yard, "i", 1), what="the next task is on the queue")
+    await until(lambda: count(yard, "i", 1), what="the next task is on the queue")
     await yard.finish_all("i")
 
     told = {outcome.id: outcome for outcome in await yard.outcomes(2)}
@@ -319,69 +290,42 @@ async def test_a_server_without_memory_is_one_failure_until_it_takes_a_batch_aga
             await until(lambda: _is_above(dispatcher, failures, 4), what="the lane has failed some times")
         finally:
             await yard.connection.command("CONFIG", "SET", "maxmemory", "0")
-        await until(lambda: _count(yard, "i", 10), what="all are placed once there is memory")
+        await until(lambda: count(yard, "i", 10), what="all are placed once there is memory")
         recovered = await until(lambda: _logged(logs, "loop_recovered"), what="the lane tells that it has recovered")
 
     assert [line["failures"] > 4 for line in recovered] == [True]
     assert len(await _logged(logs, "loop_failed")) == 1
 
 
-async def test_health_and_metrics_are_served(yard: Yard) -> None:
-    dispatcher = await yard.dispatcher()
-    port = dispatcher.http_port
-    await yard.instance("i")
-    await yard.publish(task("t"))
-    await until(lambda: _count(yard, "i", 1), what="the task is placed")
-
-    status, body = await asyncio.to_thread(_get, port, "/ready")
-    assert (status, json.loads(body)["ready"]) == (200, True)
-    assert (await asyncio.to_thread(_get, port, "/live"))[0] == 200
-    assert (await asyncio.to_thread(_get, port, "/nothing"))[0] == 404
-    _, metrics = await asyncio.to_thread(_get, port, "/metrics")
-    assert 'taskyard_tasks_applied_total{outcome="placed",priority="normal"} 1.0' in metrics
+async def _tells(dispatcher: Dispatcher, line: str) -> bool:
+    return line in (await asyncio.to_thread(get, dispatcher.http_port, "/metrics"))[1].splitlines()
 
 
-async def test_the_dashboard_asks_for_metrics_that_exist(yard: Yard) -> None:
-    dispatcher = await yard.dispatcher()
-    dashboard = json.loads((ROOT / "compose/grafana/dashboards/taskyard.json").read_text())
-    asked = {target["expr"] for panel in dashboard["panels"] for target in panel["targets"]}
-
-    _, metrics = await asyncio.to_thread(_get, dispatcher.http_port, "/metrics")
-    names = {line.split()[2] for line in metrics.splitlines() if line.startswith("# TYPE")}
-
-    words = {word for expr in asked for word in _words(expr) if word.startswith("taskyard_")}
-    assert words
-    assert {word.removesuffix("_bucket") for word in words} <= names
+async def _logged(logs: list[Any], event: str) -> list[Any]:
+    return [line for line in logs if line["event"] == event and line["loop"] == "lane normal"]
 
 
-async def test_a_port_in_use_is_a_clear_error(settings: Settings, yard: Yard) -> None:
-    dispatcher = await yard.dispatcher()
-
-    with pytest.raises(ConfigError, match=r"http: cannot listen on .* choose another"):
-        Web("127.0.0.1", dispatcher.http_port, dispatcher.health, dispatcher.metrics)
+async def _value(dispatcher: Dispatcher, name: str) -> float:
+    _, metrics = await asyncio.to_thread(get, dispatcher.http_port, "/metrics")
+    return next((float(line.split()[-1]) for line in metrics.splitlines() if line.startswith(name)), 0)
 
 
-async def test_topics_are_created_once_and_differences_are_told(settings: Settings) -> None:
-    names = topics(settings.prefix)
-
-    first = await check_topics(settings.kafka, names, TopicSettings(partitions=2))
-    second = await check_topics(settings.kafka, names, TopicSettings(partitions=3))
-    missing = await check_topics(settings.kafka, topics("nobody-made-me."), TopicSettings(create=False))
-
-    assert first == []
-    assert {(fault.topic, fault.is_fatal) for fault in second} == {(name, False) for name in names.names}
-    assert all(fault.is_fatal and fault.what == "is missing" for fault in missing)
-    assert len(missing) == len(names.names)
+async def _is_above(dispatcher: Dispatcher, name: str, value: float) -> bool:
+    return await _value(dispatcher, name) > value
 
 
-async def test_what_is_published_and_not_applied_is_lag(yard: Yard, settings: Settings) -> None:
-    names = list(yard.topics.tasks.values())
-    await check_topics(settings.kafka, yard.topics, settings.topics)
+async def _has_lag(dispatcher: Dispatcher, priority: str, lag: int) -> bool:
+    _, metrics = await asyncio.to_thread(get, dispatcher.http_port, "/metrics")
+    lines = [line.split() for line in metrics.splitlines() if line.startswith("taskyard_intake_lag_records{")]
+    return sum(float(value) for labels, value in lines if f'priority="{priority}"' in labels) == lag
 
-    await yard.publish(task("t1", priority="low"), task("t2", priority="low"))
 
-    behind = await lag(settings.kafka, [*names, "nobody-made-me"], yard.cell.applied)
-    assert behind == {**dict.fromkeys(names, 0), yard.topics.tasks["low"]: 2, "nobody-made-me": 0}
+async def _is_parked(yard: Yard, count: int) -> bool:
+    return (await yard.view.level()).parked == count
+
+
+async def _is_outbox_empty(yard: Yard) -> bool:
+    return (await yard.view.level()).outbox == 0
 
 
 class _NameThatIsNoText:
@@ -397,50 +341,3 @@ class _NameThatIsNoText:
         built = bytearray(bytes(self._builder.build()).replace(b"ZZZZ", b"\xff\xfe\xfd\xfc"))
         struct.pack_into(">I", built, 17, calc_crc32c(bytes(built[21:])))
         return built
-
-
-async def _count(yard: Yard, instance: str, count: int) -> bool:
-    return len(await yard.queued(instance)) == count
-
-
-async def _tells(dispatcher: Dispatcher, line: str) -> bool:
-    return line in (await asyncio.to_thread(_get, dispatcher.http_port, "/metrics"))[1].splitlines()
-
-
-async def _logged(logs: list[Any], event: str) -> list[Any]:
-    return [line for line in logs if line["event"] == event and line["loop"] == "lane normal"]
-
-
-async def _value(dispatcher: Dispatcher, name: str) -> float:
-    _, metrics = await asyncio.to_thread(_get, dispatcher.http_port, "/metrics")
-    return next((float(line.split()[-1]) for line in metrics.splitlines() if line.startswith(name)), 0)
-
-
-async def _is_above(dispatcher: Dispatcher, name: str, value: float) -> bool:
-    return await _value(dispatcher, name) > value
-
-
-async def _has_lag(dispatcher: Dispatcher, priority: str, lag: int) -> bool:
-    _, metrics = await asyncio.to_thread(_get, dispatcher.http_port, "/metrics")
-    lines = [line.split() for line in metrics.splitlines() if line.startswith("taskyard_intake_lag_records{")]
-    return sum(float(value) for labels, value in lines if f'priority="{priority}"' in labels) == lag
-
-
-async def _is_parked(yard: Yard, count: int) -> bool:
-    return (await yard.view.level()).parked == count
-
-
-async def _is_outbox_empty(yard: Yard) -> bool:
-    return (await yard.view.level()).outbox == 0
-
-
-def _words(expression: str) -> list[str]:
-    return "".join(c if c.isalnum() or c == "_" else " " for c in expression).split()
-
-
-def _get(port: int, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as reply:
-            return reply.status, reply.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import time
+import urllib.error
+import urllib.request
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -155,3 +157,17 @@ async def open_yard(settings: Settings) -> AsyncGenerator[Yard]:
             assert not any(drift.used.values()), drift
     finally:
         await yard.close()
+
+
+async def count(yard: Yard, instance: str, wanted: int) -> bool:
+    """Whether the instance's queue has so many tasks."""
+    return len(await yard.queued(instance)) == wanted
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    """Ask a dispatcher over HTTP: status and body."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
