@@ -82,6 +82,7 @@ async def _register(redis_url: str, cell_name: str, instances: int, capacity: Ma
     cell = RedisCell(connection)
     try:
         await cell.open(Settings().cell_config())
+        await cell.begin({})
         offer = Registration((backlog.AGENT_TYPE,), capacity, {}, _LEASE_MS)
         for first in range(0, instances, _REGISTER_AT_ONCE):
             numbers = range(first, min(first + _REGISTER_AT_ONCE, instances))

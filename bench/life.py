@@ -70,6 +70,7 @@ async def _open(redis_url: str, cell: str) -> None:
     """Load the library, so that worker and dispatcher may start in any order."""
     connection = Connection(redis_url, cell)
     await RedisCell(connection).open(Settings().cell_config())
+    await RedisCell(connection).begin({})
     await connection.close()
 
 

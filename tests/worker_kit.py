@@ -109,6 +109,7 @@ async def yard(redis_url: str, cell: str) -> AsyncGenerator[Yard]:
     try:
         opened = Yard(connection)
         await opened.cell.open(CellConfig(headroom_permille=0))
+        await opened.cell.begin({})
         yield opened
     finally:
         await connection.close()

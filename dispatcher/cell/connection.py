@@ -7,13 +7,14 @@ has them: bytes, integers, None and flat lists.
 """
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import redis.asyncio as redis
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import BusyLoadingError, MasterDownError, ReadOnlyError, RedisError, ResponseError
 from redis.retry import Retry
 
 from taskyard.schemas.errors import DependencyError
@@ -21,7 +22,9 @@ from taskyard.schemas.errors import DependencyError
 LIBRARY_FILES = ("keys", "vector", "entry", "move", "apply", "lease", "finish", "tick")
 """The function library, in the order in which one part uses another."""
 
-_NAME = "taskyard_v1"
+_BUILD = 2
+"""Of the library's text, from 1: raised with every change of it. A server keeps the newest of those with one name."""
+
 _CALL_TIMEOUT_S = 5.0
 _CONNECTIONS = 16
 
@@ -29,17 +32,33 @@ Word = str | bytes | float
 OnSent = Callable[[], None]
 
 
-def library() -> str:
-    """Read the function library as one text. All versions of it may be loaded beside each other."""
+class Library(NamedTuple):
+    """A function library. prefix: of its functions' names, the version of their arguments and replies.
+
+    Of two texts under one name the newer build stays, so that old and new dispatchers of a rolling upgrade do not take
+    the library from each other. A change of arguments, replies or keys needs another name and prefix: both then live
+    side by side.
+    """
+
+    name: str
+    prefix: str
+    build: int
+    text: str
+
+
+def library() -> Library:
+    """Read the function library as one text."""
     folder = Path(__file__).with_name("library")
-    return f"#!lua name={_NAME}\n" + "\n".join((folder / f"{name}.lua").read_text() for name in LIBRARY_FILES)
+    parts = [(folder / f"{name}.lua").read_text() for name in LIBRARY_FILES]
+    return Library("taskyard_v1", "ty1", _BUILD, "\n".join(parts))
 
 
 class Connection:
     """A pool of connections to the server that has one cell. Safe for any number of asyncio tasks."""
 
-    def __init__(self, url: str, cell: str) -> None:
+    def __init__(self, url: str, cell: str, *, functions: Library | None = None) -> None:
         """Connect on first use. Raises ValueError if `url` is not redis://, rediss:// or unix://."""
+        self._functions = functions or library()
         self.root = f"ty:{{{cell}}}"
         self._url = url
         self._pool = _pool(url, _CONNECTIONS)
@@ -55,7 +74,7 @@ class Connection:
 
         on_sent: called as soon as the request is written, so that the caller may use the time until the reply.
         """
-        words = ("FCALL", f"ty1_{function}", 1, self.root, *arguments)
+        words = ("FCALL", f"{self._functions.prefix}_{function}", 1, self.root, *arguments)
         try:
             return await _exchange(self._pool, words, _CALL_TIMEOUT_S, on_sent)
         except DependencyError as error:
@@ -65,14 +84,17 @@ class Connection:
         return await _exchange(self._pool, words, _CALL_TIMEOUT_S, on_sent)
 
     async def load(self) -> None:
-        """Load the library, replacing one of the same version, unless it is there as it is.
+        """Load the library, unless it or a newer build is there.
 
-        To load it is a write of 55 KB to the server's log, which a server that has no memory left refuses.
+        To load it is a write of 70 KB to the server's log, which a server that has no memory left refuses.
         """
-        text = library()
-        found = await self.command("FUNCTION", "LIST", "LIBRARYNAME", _NAME, "WITHCODE")
-        if not any(text.encode() in fields for fields in found):
-            await self.command("FUNCTION", "LOAD", "REPLACE", text)
+        name, _, build, text = self._functions
+        code = f"#!lua name={name}\n-- build {build}\n{text}"
+        found = await self.command("FUNCTION", "LIST", "LIBRARYNAME", name, "WITHCODE")
+        there = dict(zip(found[0][::2], found[0][1::2], strict=True))[b"library_code"].decode() if found else ""
+        newer = re.match(r".*\n-- build (\d+)\n", there)
+        if there != code and not (newer and int(newer[1]) > build):
+            await self.command("FUNCTION", "LOAD", "REPLACE", code)
 
     def reader(self, *, block_ms: int) -> Callable[..., Awaitable[Any]]:
         """Return a `command` on a connection of its own, for commands that block for at most block_ms."""
@@ -128,6 +150,10 @@ async def _answered(connection: Any, words: tuple[Word, ...], on_sent: OnSent | 
         if on_sent is not None:
             on_sent()
         return await connection.read_response()
+    except (ReadOnlyError, MasterDownError, BusyLoadingError):
+        # A server that was a primary once, or is not yet one: whoever answers at this address next time may be another.
+        await connection.disconnect(nowait=True)
+        raise
     except ResponseError:
         raise
     except BaseException:

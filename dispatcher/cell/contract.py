@@ -96,6 +96,21 @@ class Full(NamedTuple):
     outbox: int
 
 
+class Recovering(NamedTuple):
+    """Refused, nothing changed: the cell has no history yet, or has lost it. Some dispatcher has to call `begin`."""
+
+
+class Opening(NamedTuple):
+    """generation: names the history. is_begun: False until `begin`: the cell is new, or has lost all it had."""
+
+    generation: str
+    is_begun: bool
+
+
+BUCKET_MS = 10_000
+"""Unfinished tasks are counted by the time of arrival of their records, in buckets so wide."""
+
+
 class Registration(NamedTuple):
     """What an instance offers. capacity always has `slots`; profile is shown, never interpreted."""
 
@@ -242,11 +257,34 @@ class Drift(NamedTuple):
 class WorkerCell(Protocol):
     """What a worker needs: a lease, its queue, and the ends of its tasks."""
 
-    async def register(self, instance: str, epoch: str, registration: Registration) -> Registered | Evicting: ...
+    async def register(
+        self, instance: str, epoch: str, registration: Registration, *, is_resuming: bool = False
+    ) -> Registered | Evicting:
+        """Offer an instance's capacity.
+
+        is_resuming: it runs tasks already. Nothing is placed or pulled onto it until the last page of `resync`.
+        """
+        ...
+
     async def beat(self, instance: str, epoch: str, report: Report) -> Beaten | Refused: ...
     async def read(self, cursors: Mapping[str, str], *, count: int, block_ms: int) -> list[Delivery]: ...
-    async def finish(self, instance: str, epoch: str, endings: Sequence[Ending]) -> Finished | Refused: ...
-    async def resync(self, instance: str, epoch: str, running: Sequence[Running]) -> Resynced | Refused: ...
+    async def finish(self, instance: str, epoch: str, endings: Sequence[Ending]) -> Finished | Refused:
+        """End attempts; what they free takes the best parked tasks. Repeating it is harmless.
+
+        A success counts even if the cell has lost the entry, or has it elsewhere by now, as long as the attempt is the
+        current one or the task is not known at all: the first finish of an attempt wins, once.
+        """
+        ...
+
+    async def resync(
+        self, instance: str, epoch: str, running: Sequence[Running], *, is_last: bool = True
+    ) -> Resynced | Refused:
+        """Tell a cell that may have gone back in time what this instance holds, in pages.
+
+        is_last: an instance that was registered as resuming is open from now on, and pulls.
+        """
+        ...
+
     async def close_instance(self, instance: str, epoch: str, reason: str) -> bool:
         """Quiet: nothing more is placed or pulled onto it. False if the epoch is not current."""
         ...
@@ -259,12 +297,26 @@ class WorkerCell(Protocol):
 class DispatcherCell(Protocol):
     """What the dispatcher's loops need. Every call may be repeated; each is bounded by its `limit`."""
 
-    async def open(self, config: CellConfig) -> str:
+    async def open(self, config: CellConfig) -> Opening:
         """Load the library, store the config, return the generation (a new one if the server has another run id)."""
         ...
 
+    async def remember(self, task_ids: Sequence[str]) -> int:
+        """Note tasks that have ended, as the results topic tells. Returns how many were not known.
+
+        Only a cell that has not begun takes them. One that an instance holds is left to it.
+        """
+        ...
+
+    async def begin(self, applied: Mapping[Incarnation, int]) -> bool:
+        """Let a new cell, or one that has lost its history, take batches: each partition from this offset on.
+
+        False if it had begun already; nothing changes then.
+        """
+        ...
+
     async def applied(self, partitions: Sequence[Incarnation]) -> dict[Incarnation, int]: ...
-    async def apply(self, batch: Batch, *, on_sent: OnSent | None = None) -> Applied | Fenced | Full:
+    async def apply(self, batch: Batch, *, on_sent: OnSent | None = None) -> Applied | Fenced | Full | Recovering:
         """Make a batch take effect, exactly once. on_sent: called once the request is on its way."""
         ...
 
@@ -315,6 +367,13 @@ class FleetView(Protocol):
     """Reading for the dispatcher's plan and for ops. Nothing here changes state."""
 
     async def level(self) -> Level: ...
+    async def unfinished(self) -> dict[int, int]:
+        """Count the unfinished tasks by the arrival of their records: start of the bucket (Unix ms) -> tasks.
+
+        No task arrived before the first bucket; `BUCKET_MS` is the width.
+        """
+        ...
+
     async def resources(self) -> tuple[str, ...]: ...
     async def instances(self) -> list[InstanceView]: ...
     async def vectors(self) -> dict[str, Vector]: ...

@@ -23,7 +23,9 @@ from taskyard.dispatcher.cell.contract import (
     Full,
     Incarnation,
     OnSent,
+    Opening,
     Outgoing,
+    Recovering,
     Refused,
     Registered,
     Registration,
@@ -33,6 +35,9 @@ from taskyard.dispatcher.cell.contract import (
 )
 
 _pack = msgspec.msgpack.Encoder().encode
+
+
+_PAGE = 1_000  # ids in one call
 
 
 class RedisCell:
@@ -48,11 +53,13 @@ class RedisCell:
 
     # What workers need.
 
-    async def register(self, instance: str, epoch: str, registration: Registration) -> Registered | Evicting:
+    async def register(
+        self, instance: str, epoch: str, registration: Registration, *, is_resuming: bool = False
+    ) -> Registered | Evicting:
         """Offer an instance's capacity. Evicting: an earlier registration is still being taken back; call again."""
         types, capacity, labels, lease_ms, profile = registration
         offered = _pack((epoch, types, capacity, labels, lease_ms, profile))
-        kind, *reply = await self._call("register", instance, offered)
+        kind, *reply = await self._call("register", instance, offered, int(is_resuming))
         if kind == b"evicting":
             return Evicting(reply[0])
         generation, now_ms, cursor = reply
@@ -94,10 +101,12 @@ class RedisCell:
             return _refused(kind)
         return Finished(tuple(byte == ord("1") for byte in reply[0]), reply[1])
 
-    async def resync(self, instance: str, epoch: str, running: Sequence[Running]) -> Resynced | Refused:
+    async def resync(
+        self, instance: str, epoch: str, running: Sequence[Running], *, is_last: bool = True
+    ) -> Resynced | Refused:
         """Tell a cell that may have gone back in time what this instance runs."""
         heads = _pack([(r.task_id, r.stream_id, r.attempt) for r in running])
-        kind, *reply = await self._call("resync", instance, epoch, heads, *[r.entry for r in running])
+        kind, *reply = await self._call("resync", instance, epoch, heads, int(is_last), *[r.entry for r in running])
         if kind != b"ok":
             return _refused(kind)
         generation, *stream_ids = (value.decode() for value in reply)
@@ -114,14 +123,23 @@ class RedisCell:
 
     # What the dispatcher's loops need.
 
-    async def open(self, config: CellConfig) -> str:
+    async def open(self, config: CellConfig) -> Opening:
         """Load the library, store the config, return the generation."""
         await self._connection.load()
         info: bytes = await self._command("INFO", "server")
         run_id = next((line[7:] for line in info.decode().split("\r\n") if line.startswith("run_id:")), "")
         settings = [str(part) for pair in config._asdict().items() for part in pair]
-        generation = await self._call("open", run_id, secrets.token_hex(8), *settings)
-        return generation.decode()
+        generation, is_begun = await self._call("open", run_id, secrets.token_hex(8), *settings)
+        return Opening(generation.decode(), bool(is_begun))
+
+    async def remember(self, task_ids: Sequence[str]) -> int:
+        """Note tasks that have ended, in a cell that has not begun."""
+        pages = [task_ids[first : first + _PAGE] for first in range(0, len(task_ids), _PAGE)]
+        return sum([int(await self._call("remember", *page)) for page in pages])
+
+    async def begin(self, applied: Mapping[Incarnation, int]) -> bool:
+        """Let the cell take batches, each partition from this offset on."""
+        return bool(await self._call("begin", *chain.from_iterable(applied.items())))
 
     async def applied(self, partitions: Sequence[Incarnation]) -> dict[Incarnation, int]:
         """Read up to which offset each partition has been applied; one that never was is absent."""
@@ -130,7 +148,7 @@ class RedisCell:
         offsets = await self._command("HMGET", f"{self._root}:applied", *partitions)
         return {name: int(offset) for name, offset in zip(partitions, offsets, strict=True) if offset is not None}
 
-    async def apply(self, batch: Batch, *, on_sent: OnSent | None = None) -> Applied | Fenced | Full:
+    async def apply(self, batch: Batch, *, on_sent: OnSent | None = None) -> Applied | Fenced | Full | Recovering:
         """Make a batch take effect, exactly once. Raises ValueError above MAX_BATCH tasks (a caller's bug)."""
         if len(batch.tasks) > MAX_BATCH:
             raise ValueError(f"{len(batch.tasks)} tasks in one batch; at most {MAX_BATCH}")
@@ -148,6 +166,8 @@ class RedisCell:
             return Applied(results.decode(), parked, outbox, now_ms)
         if kind == b"full":
             return Full(*reply)
+        if kind == b"recovering":
+            return Recovering()
         offsets = dict(zip(reply[::2], reply[1::2], strict=True))
         return Fenced({name.decode(): int(offset) for name, offset in offsets.items() if offset is not None})
 

@@ -52,6 +52,8 @@ PAGE = 200
 """Entries that one call takes back, and tasks that an instance pulls when it opens."""
 PULL_MARGIN = 64
 """Parked tasks that one finish may take beyond the endings it counts."""
+RESUMING = "resuming"
+"""Why an instance is closed that has not told yet what it runs."""
 _MAX_RESOURCES = 16
 _MAX_UNITS = 2**31 - 1
 _EPOCH = re.compile(r"[A-Za-z0-9._-]{4,}").fullmatch
@@ -72,7 +74,9 @@ def _check_offer(instance: str, epoch: str, registration: Registration) -> None:
 class TwinCell(TwinTick):
     """The contract's WorkerCell, DispatcherCell and FleetView, in memory."""
 
-    async def register(self, instance: str, epoch: str, registration: Registration) -> Registered | Evicting:
+    async def register(
+        self, instance: str, epoch: str, registration: Registration, *, is_resuming: bool = False
+    ) -> Registered | Evicting:
         """Offer an instance's capacity. Raises DependencyError if the cell has no room for a new resource."""
         state = self._begin()
         before = state.instances.get(instance)
@@ -88,7 +92,11 @@ class TwinCell(TwinTick):
                 return Evicting(left)
         state.instances[instance] = self._live(instance, epoch, registration)
         state.touched[instance] = None
-        moves.pull(state, instance, limit=PAGE, via="g")
+        if is_resuming:
+            state.instances[instance].reason = RESUMING
+            moves.set_closed(state, instance, is_closed=True)
+        else:
+            moves.pull(state, instance, limit=PAGE, via="g")
         state.end_call()
         return Registered(state.generation, state.now_ms, "0-0")
 
@@ -192,10 +200,28 @@ class TwinCell(TwinTick):
         if refused:
             return refused
         # An ending that was given back and placed here again in the same call has another stream id by then.
-        accepted = tuple([self._end(instance, ending) for ending in endings])
-        pulled = moves.pull(state, instance, limit=sum(accepted) + PULL_MARGIN, via="u") if any(accepted) else 0
+        counted = [self._end(instance, ending) for ending in endings]
+        pulled = moves.pull(state, instance, limit=sum(counted) + PULL_MARGIN, via="u") if any(counted) else 0
+        accepted = tuple([is_in or self._end_late(instance, e) for is_in, e in zip(counted, endings, strict=True)])
         state.end_call()
         return Finished(accepted, pulled)
+
+    def _end_late(self, instance: str, ending: Ending) -> bool:
+        """Let a success count whose entry is not here: the first finish of the current attempt wins."""
+        state, task_id = self._state, ending.task_id
+        place = state.places.get(task_id)
+        is_over = any(task_id in half for half in state.done)
+        if ending.how != "succeeded" or is_over or (place and place.attempt != ending.attempt):
+            return False
+        if place and place.state == "queued":
+            del state.instances[place.instance].queue.items[place.at]
+            moves.give(state, place.instance, state.shape(place.shape))
+        elif place:
+            moves.unplace(state, task_id, place)
+        state.outbox.add(Outgoing("", "outcome", bytes(ending.detail)), state.now_ms)
+        ended = Place("finished", str(state.now_ms), ending.attempt, instance, "", "", None)
+        state.remember(task_id, ended)
+        return True
 
     def _end(self, instance: str, ending: Ending) -> bool:
         state = self._state
@@ -220,7 +246,9 @@ class TwinCell(TwinTick):
         moves.give(state, instance, state.shape(place.shape))
         return True
 
-    async def resync(self, instance: str, epoch: str, running: Sequence[Running]) -> Resynced | Refused:
+    async def resync(
+        self, instance: str, epoch: str, running: Sequence[Running], *, is_last: bool = True
+    ) -> Resynced | Refused:
         """Tell a cell that may have gone back in time what this instance runs."""
         state = self._begin()
         refused = self._refusal(instance, epoch)
@@ -229,6 +257,8 @@ class TwinCell(TwinTick):
         for told in running:
             state.shape(read_head(told.entry).shape)  # an entry that is none fails before anything is changed
         stream_ids = tuple([self._resync(instance, told) for told in running])
+        if is_last and state.instances[instance].reason == RESUMING:
+            self._open(instance)
         state.end_call()
         return Resynced(state.generation, stream_ids)
 

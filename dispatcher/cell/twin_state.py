@@ -127,8 +127,8 @@ class TwinState:
         self.places: dict[str, Place] = {}
         """Of queued, parked and waiting tasks, without the entry."""
         self.done: list[dict[str, Place]] = [{}, {}]
+        self.is_begun = False
         self._done_began_ms: int | None = None
-        self._is_done_new = False
         self.holds: dict[str, str] = {}
         self.outbox: Stream[Outgoing] = Stream()
         self.locks: dict[str, tuple[str, int]] = {}
@@ -190,18 +190,16 @@ class TwinState:
         """Remember how a task ended."""
         self.places.pop(task_id, None)
         self.done[0][task_id] = place
-        self._is_done_new = True
 
     def end_call(self) -> None:
         """End a call: what it has changed comes into the indices."""
         self.list_open()
-        if self._is_done_new:
-            self._is_done_new = False
-            self._rotate_done()
 
-    def _rotate_done(self) -> None:
-        # The older half is forgotten once the newer is full or old.
+    def rotate_done(self) -> None:
+        """Forget the older half of the ended tasks once the newer is full or old."""
         began_ms = self._done_began_ms
+        if not self.done[0]:
+            return
         if began_ms is None:
             self._done_began_ms = self.now_ms
         is_old = began_ms is not None and self.now_ms - began_ms > self.config.done_age_ms

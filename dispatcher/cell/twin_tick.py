@@ -3,7 +3,7 @@
 import hashlib
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from taskyard.dispatcher.cell import twin_moves as moves
 from taskyard.dispatcher.cell.contract import (
@@ -15,8 +15,11 @@ from taskyard.dispatcher.cell.contract import (
     Full,
     Incarnation,
     OnSent,
+    Opening,
     Outgoing,
+    Place,
     Planned,
+    Recovering,
 )
 from taskyard.dispatcher.cell.twin_entry import read_head
 from taskyard.dispatcher.cell.twin_state import SLOTS, TwinState, parse_id
@@ -53,24 +56,46 @@ class TwinTick(TwinView):
         self._state.now_ms = self._clock()
         return self._state
 
-    async def open(self, config: CellConfig) -> str:
+    async def open(self, config: CellConfig) -> Opening:
         """Store the config, return the generation: a twin has one history."""
         state = self._begin()
         state.config = config
         for name, live in state.instances.items():
             live.headroom = self._headroom(name, live.capacity[SLOTS])
         state.generation = state.generation or f"{state.random.getrandbits(64):016x}"
-        return state.generation
+        return Opening(state.generation, state.is_begun)
+
+    async def remember(self, task_ids: Sequence[str]) -> int:
+        """Note tasks that have ended, unless the cell has begun or an instance holds them."""
+        state = self._begin()
+        known = (state.places, *state.done)
+        new = [task_id for task_id in dict.fromkeys(task_ids) if not any(task_id in where for where in known)]
+        if state.is_begun:
+            return 0
+        for task_id in new:
+            state.remember(task_id, Place("finished", str(state.now_ms), 0, "", "", "", None))
+        return len(new)
+
+    async def begin(self, applied: Mapping[Incarnation, int]) -> bool:
+        """Let the cell take batches, each partition from this offset on."""
+        state = self._begin()
+        if state.is_begun:
+            return False
+        state.applied.update(applied)
+        state.is_begun = True
+        return True
 
     async def applied(self, partitions: Sequence[Incarnation]) -> dict[Incarnation, int]:
         """Tell up to which offset each partition has been applied; one that never was is absent."""
         return {name: self._state.applied[name] for name in partitions if name in self._state.applied}
 
-    async def apply(self, batch: Batch, *, on_sent: OnSent | None = None) -> Applied | Fenced | Full:
+    async def apply(self, batch: Batch, *, on_sent: OnSent | None = None) -> Applied | Fenced | Full | Recovering:
         """Make a batch take effect, exactly once. Raises ValueError above MAX_BATCH tasks (a caller's bug)."""
         if len(batch.tasks) > MAX_BATCH:
             raise ValueError(f"{len(batch.tasks)} tasks in one batch; at most {MAX_BATCH}")
         state = self._begin()
+        if not state.is_begun:
+            return Recovering()
         refused = self._fence(batch) or self._full(batch.parked_permille)
         if refused:
             return refused
@@ -184,6 +209,7 @@ class TwinTick(TwinView):
             if task_id in state.deadlines:
                 place = state.places[task_id]
                 count += self._expire_late(state.shape(place.shape), float(place.at), limit - count)
+        state.rotate_done()
         for agent_type in sorted(state.park):
             for _, shape in state.heads(agent_type)[:HEADS_PER_TYPE]:
                 count += self._expire_aged(shape, limit - count)

@@ -1,8 +1,9 @@
 """Reading the twin: the contract's FleetView."""
 
+from collections import Counter
 from collections.abc import Callable
 
-from taskyard.dispatcher.cell.contract import Delivery, Drift, Level, Place
+from taskyard.dispatcher.cell.contract import BUCKET_MS, Delivery, Drift, Level, Place
 from taskyard.dispatcher.cell.twin_entry import read_head
 from taskyard.dispatcher.cell.twin_state import Live, TwinState
 from taskyard.dispatcher.core.snapshot import InstanceView, Report, ShapeView, Vector
@@ -27,6 +28,15 @@ class TwinView:
             len(state.instances),
             self._clock(),
         )
+
+    async def unfinished(self) -> dict[int, int]:
+        """Count the unfinished tasks by the arrival of their records."""
+        state = self._state
+        queued = [entry for live in state.instances.values() for entry in live.queue.items.values()]
+        parked = [row[1] for shapes in state.park.values() for rows in shapes.values() for row in rows]
+        waiting = [row[1] for row in state.later]
+        buckets = [int(read_head(e).arrived_ms // BUCKET_MS * BUCKET_MS) for e in (*queued, *parked, *waiting)]
+        return dict(Counter(buckets))
 
     async def resources(self) -> tuple[str, ...]:
         """Tell the names of the resources, in the order of the vectors."""

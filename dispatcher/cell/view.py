@@ -8,6 +8,7 @@ import msgspec
 
 from taskyard.dispatcher.cell.connection import Connection
 from taskyard.dispatcher.cell.contract import (
+    BUCKET_MS,
     Delivery,
     Drift,
     InstanceView,
@@ -59,6 +60,11 @@ class RedisView:
         now_ms = int(seconds) * 1000 + int(micros) // 1000
         return Level(int(parked or 0), int(parked_bytes or 0), int(later or 0), outbox, instances, now_ms)
 
+    async def unfinished(self) -> dict[int, int]:
+        """Count the unfinished tasks by the arrival of their records."""
+        buckets = await self._hash("unfinished")
+        return {int(bucket) * BUCKET_MS: int(count) for bucket, count in buckets.items()}
+
     async def resources(self) -> tuple[str, ...]:
         """Read the names of the resources, in the order of the vectors."""
         found = await self._hash("res")
@@ -106,11 +112,11 @@ class RedisView:
     async def _placed(self, task_id: str, where: str) -> Place:
         kind, rest = where.split("|", 1)
         if kind == "q":
-            via, at, attempt, instance, shape = rest.split("|", 4)
+            _, via, at, attempt, instance, shape = rest.split("|", 5)
             rows = await self._command("XRANGE", f"{self._root}:q:{instance}", at, at)
             entry = decode_entry(rows[0][1][1]) if rows else None
             return Place("queued", at, int(attempt), instance, shape, via, entry)
-        at, attempt, shape = rest.split("|", 2)
+        _, at, attempt, shape = rest.split("|", 3)
         suffix = f"park:{shape}" if kind == "p" else "later"
         rows = await self._command("ZRANGEBYSCORE", f"{self._root}:{suffix}", at, at, "LIMIT", 0, _TIES)
         entry = next((entry for entry in map(decode_entry, rows) if entry.id == task_id), None)

@@ -17,12 +17,14 @@ async def rig(request: pytest.FixtureRequest) -> AsyncGenerator[Rig]:
     if request.param == "twin":
         rig = twin_rig()
         await rig.cell.open(CONFIG)
+        await rig.cell.begin({})
         yield rig
         await rig.check()
         return
     connection = Connection(request.getfixturevalue("redis_url"), request.getfixturevalue("cell"))
     rig = redis_rig(connection)
     await rig.cell.open(CONFIG)
+    await rig.cell.begin({})
     yield rig
     await rig.check()
     await connection.close()

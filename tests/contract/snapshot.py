@@ -12,6 +12,7 @@ async def snapshot(rig: Rig) -> dict[str, Any]:
     """Read everything that the contract lets one see."""
     view, state = rig.view, dict[str, Any]()
     state["level"] = (await view.level())[:-1]
+    state["unfinished"] = await view.unfinished()
     state["resources"] = await view.resources()
     state["vectors"] = await view.vectors()
     state["shapes"] = sorted(await view.shapes())

@@ -40,19 +40,44 @@ async def test_a_finish_of_nothing_is_nothing(rig: Rig) -> None:
     assert await rig.cell.finish("i1", rig.epochs["i1"], []) == Finished((), 0)
 
 
-async def test_an_ending_that_is_not_of_the_current_placement_does_not_count(rig: Rig) -> None:
+async def test_an_ending_that_is_not_of_the_current_attempt_or_placement_does_not_count(rig: Rig) -> None:
     await rig.register("i1")
     await rig.register("i2")
     await rig.apply(rig.entry("t1"), to=["i1"])
     ending = await rig.ending("t1")
 
-    others = await rig.finish("i2", ending)
-    wrong = await rig.finish(
-        "i1", ending._replace(attempt=2), ending._replace(stream_id="1-1"), ending._replace(task_id="unknown")
-    )
+    others = await rig.finish("i2", ending._replace(attempt=2), ending._replace(how="retry"))
+    wrong = await rig.finish("i1", ending._replace(attempt=2), ending._replace(stream_id="1-1", how="gave_up"))
 
-    assert (others.accepted, wrong.accepted) == ((False,), (False, False, False))
+    assert (others.accepted, wrong.accepted) == ((False, False), (False, False))
     assert await rig.queued("i1") == ["t1"]
+
+
+async def test_the_first_success_of_the_current_attempt_counts_wherever_the_cell_has_the_entry(rig: Rig) -> None:
+    await rig.register("i1", slots=1)
+    await rig.apply(rig.entry("queued"), rig.entry("parked"), to=["i1"])
+    queued = await rig.ending("queued")
+    await rig.register("i2", "other")
+    parked, unknown = (queued._replace(task_id=name, stream_id="1-1") for name in ("parked", "unknown"))
+
+    assert (await rig.finish("i2", queued, parked, unknown)).accepted == (True, True, True)
+
+    assert (await rig.finish("i1", queued, parked, unknown)).accepted == (False, False, False)
+    assert await rig.free("i1") == {"slots": 1}
+    assert len(await rig.cell.outbox(count=9)) == 3
+    assert await rig.apply(rig.entry("unknown")) == "k"
+    assert await rig.view.unfinished() == {}
+
+
+async def test_a_late_success_of_a_task_that_waits_for_its_retry_counts_no_more(rig: Rig) -> None:
+    await rig.register("i1")
+    await rig.apply(rig.entry("t1"), to=["i1"])
+    success = await rig.ending("t1")
+    await rig.finish("i1", await rig.ending("t1", "retry", delay_ms=60_000))
+
+    assert (await rig.finish("i1", success)).accepted == (False,)
+    assert (await rig.finish("i1", success._replace(attempt=2))).accepted == (True,)
+    assert (await rig.view.level()).later == 0
 
 
 async def test_a_zombie_finishes_nothing(rig: Rig) -> None:

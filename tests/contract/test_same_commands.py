@@ -126,20 +126,28 @@ class SameCommands(RuleBasedStateMachine):
                 await self._connection.command("UNLINK", *keys)
             for rig in self._rigs:
                 await rig.cell.open(CONFIG)
+                await rig.cell.begin({})
 
         self._runner.run(begin())
         for instance, capacity in zip(SITES, capacities, strict=True):
             self._register(instance, capacity, f"{next(self._epochs):04d}")
 
-    @rule(instance=names, capacity=st.sampled_from(CAPACITIES), is_new=st.booleans())
-    def register(self, instance: str, capacity: dict[str, int], is_new: bool) -> None:
+    @rule(
+        instance=names,
+        capacity=st.sampled_from(CAPACITIES),
+        is_new=st.booleans(),
+        is_resuming=st.sampled_from([False, False, True]),
+    )
+    def register(self, instance: str, capacity: dict[str, int], is_new: bool, is_resuming: bool) -> None:
         epoch = f"{next(self._epochs):04d}" if is_new else self._rigs[0].epochs[instance]
-        self._register(instance, capacity, epoch)
+        self._register(instance, capacity, epoch, is_resuming=is_resuming)
 
-    def _register(self, instance: str, capacity: dict[str, int], epoch: str) -> None:
+    def _register(self, instance: str, capacity: dict[str, int], epoch: str, *, is_resuming: bool = False) -> None:
         site = SITES[instance]
         offer = Registration(site.types, capacity, {"zone": site.zone}, site.lease_ms)
-        replies = self._each(*[rig.cell.register(instance, epoch, offer) for rig in self._rigs])
+        replies = self._each(
+            *[rig.cell.register(instance, epoch, offer, is_resuming=is_resuming) for rig in self._rigs]
+        )
         assert type(replies[0]) is type(replies[1])
         for rig in self._rigs:
             rig.epochs[instance] = epoch
@@ -222,13 +230,18 @@ class SameCommands(RuleBasedStateMachine):
             commands.append(rig.cell.resync(instance, rig.epochs[instance], running))
         self._adopted(commands)
 
-    @rule(instance=names, n=st.integers(0, 9), shape=shapes, key=st.integers(0, 5))
-    def resync_unknown(self, instance: str, n: int, shape: str, key: int) -> None:
+    @rule(instance=names, n=st.integers(0, 9), shape=shapes, key=st.integers(0, 5), is_last=st.booleans())
+    def resync_unknown(self, instance: str, n: int, shape: str, key: int, is_last: bool) -> None:
         commands = list[Coroutine[Any, Any, Any]]()
         for rig in self._rigs:
             running = [Running(f"t{n}", "5-5", 1, rig.entry(f"t{n}", shape, key=key, arrived_ms=0))] * 2
-            commands.append(rig.cell.resync(instance, rig.epochs[instance], running))
+            commands.append(rig.cell.resync(instance, rig.epochs[instance], running, is_last=is_last))
         self._adopted(commands)
+
+    @rule(instance=names, n=st.integers(0, 9), attempt=st.integers(1, 2))
+    def finish_late(self, instance: str, n: int, attempt: int) -> None:
+        late = [Ending(f"t{n}", "5-5", attempt, "succeeded", b"late")]
+        self._finish(instance, (late, late), is_current=True)
 
     def _adopted(self, commands: list[Coroutine[Any, Any, Any]]) -> None:
         replies = self._each(*commands)

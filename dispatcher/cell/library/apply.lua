@@ -7,28 +7,43 @@
 -- ARGV[3]  number of tasks n; then n entries in order of their keys; then any number of refused records
 -- reply    ok, one byte per task (1 2 3 candidate, o open set, p parked, k known, x dead: its deadline has passed),
 --          parked, outbox, now
+--          recovering                              the cell has not begun: it has no history yet, or has lost it
 --          fenced, partition, offset or nil, ...   some range does not start where its partition stands
 --          full, parked, parked_bytes, outbox      the park or the outbox is at its bound
 -- cost     4 to 5 us a task when placed on a candidate, one XADD each; all else is read and written once a call
 -- A task of a shape that has an earlier one parked is parked behind it; the candidates then pull.
 
 local function fence(c, ranges)
-  local names = {}
-  for i, range in ipairs(ranges) do names[i] = range[1] end
-  if #names == 0 then return nil end
+  local names = { 'begun' }
+  for i, range in ipairs(ranges) do names[i + 1] = range[1] end
   local offsets = redis.call('HMGET', key(c, ':applied'), unpack(names))
+  if not offsets[1] then return { 'recovering' } end
   for i, range in ipairs(ranges) do
+    local offset = offsets[i + 1]
     -- A partition that was never applied may start anywhere: its log may have been cut before we came.
-    if offsets[i] and tonumber(offsets[i]) ~= range[2] then
+    if offset and tonumber(offset) ~= range[2] then
       local reply = { 'fenced' }
-      for k, name in ipairs(names) do
-        reply[#reply + 1] = name
+      for k = 2, #names do
+        reply[#reply + 1] = names[k]
         reply[#reply + 1] = offsets[k]
       end
       return reply
     end
   end
+  c.offsets = offsets
   return nil
+end
+
+-- Note up to which offset each partition has been applied; undone, as it was before.
+local function move_on(c, ranges)
+  local offsets, applied = {}, key(c, ':applied')
+  for i, range in ipairs(ranges) do
+    local before = c.offsets[i + 1]
+    if before then undo(c, 'HSET', applied, range[1], before) else undo(c, 'HDEL', applied, range[1]) end
+    offsets[#offsets + 1] = range[1]
+    offsets[#offsets + 1] = number(range[3])
+  end
+  in_chunks('HSET', applied, offsets, 4000)
 end
 
 local function level(c)
@@ -43,7 +58,7 @@ local function full(c, parked_permille)
     or outbox >= setting(c, 'outbox_limit') then
     return { 'full', parked, parked_bytes, outbox }
   end
-  c.parked_before = parked
+  c.parked_before, c.outbox = parked, outbox
   return nil
 end
 
@@ -78,9 +93,10 @@ local VIA = { '1', '2', '3' }
 
 -- Place, or park, one task that the cell did not know. n1 n2 n3: its candidates in names, 0 none.
 local function place_new(c, entry, id, shape, names, valid, n1, n2, n3, pullers)
-  local order_key, deadline = struct.unpack('<dd', entry, 5)
+  local order_key, deadline, arrived = struct.unpack('<ddd', entry, 5)
+  count_unfinished(c, bucket_of(c, arrived), 1)
   if deadline > 0 and deadline < c.now then
-    dead(c, entry, id, 1, 'deadline', 'its deadline had passed when it arrived', '')
+    dead(c, entry, read_head(entry), 'deadline', 'its deadline had passed when it arrived', '')
     return 'x'
   end
   local head = shape.head
@@ -97,26 +113,25 @@ local function place_new(c, entry, id, shape, names, valid, n1, n2, n3, pullers)
       local i = n == 1 and n1 or n == 2 and n2 or n3
       local f = valid[i]
       if f and fits(c, names[i], f, shape) then
-        place(c, names[i], f, shape, entry, id, 1, VIA[n])
+        place(c, names[i], f, shape, entry, id, 1, VIA[n], arrived)
         return VIA[n]
       end
     end
     if not shape.is_full then
       local instance, f = any_open(c, shape)
       if instance then
-        place(c, instance, f, shape, entry, id, 1, 'o')
+        place(c, instance, f, shape, entry, id, 1, 'o', arrived)
         return 'o'
       end
       shape.is_full = true -- asked once a call
     end
     shape.head = order_key
   end
-  park(c, shape, entry, id, 1, order_key, deadline)
+  park(c, shape, entry, id, 1, order_key, deadline, arrived)
   return 'p'
 end
 
-local function apply(keys, args)
-  local c = begin(keys)
+local function apply(c, args)
   local header = cmsgpack.unpack(args[1])
   local ranges, shapes = header[1], header[3]
   local refused = fence(c, ranges) or full(c, header[4])
@@ -139,15 +154,11 @@ local function apply(keys, args)
     end
   end
   for instance in pairs(pullers) do pull(c, instance, n, 's') end
-  for i = 4 + n, #args do redis.call('XADD', key(c, ':out'), '*', 'p', args[i]) end
+  for i = 4 + n, #args do publish(c, 'p', args[i]) end
+  local parked = c.parked_before + c.parked
   finish_call(c)
-  local offsets = {}
-  for _, range in ipairs(ranges) do
-    offsets[#offsets + 1] = range[1]
-    offsets[#offsets + 1] = number(range[3])
-  end
-  in_chunks('HSET', key(c, ':applied'), offsets, 4000) -- the last write
-  return { 'ok', table.concat(results), c.parked_before + c.parked, redis.call('XLEN', key(c, ':out')), c.now }
+  move_on(c, ranges)
+  return { 'ok', table.concat(results), parked, c.outbox + c.published, c.now }
 end
 
-redis.register_function('ty1_apply', apply)
+redis.register_function('ty1_apply', atomic(apply))

@@ -3,7 +3,7 @@
 --
 -- key              type    meaning
 -- :meta            hash    generation, run_id, evict_ms (when evict was last called) and the cell's settings (tick.lua)
--- :applied         hash    topic incarnation:partition -> offset up to which records have been applied
+-- :applied         hash    topic incarnation:partition -> offset up to which records have been applied; begun -> 1
 -- :inst            hash    instance -> f64 registered, MessagePack [epoch, types, capacity, labels, lease_ms, profile]
 -- :closed          hash    instance -> why nothing is placed on it; no field: open or held
 -- :recalled        hash    instance -> newest stream id that was recalled from it
@@ -19,18 +19,25 @@
 -- :waiting         set     agent types with parked tasks
 -- :later           zset    entry -> when it is due (backoff between attempts)
 -- :deadlines       zset    task id -> deadline, of parked tasks that have one
--- :where           hash    task id -> place: q|via|stream id|attempt|instance|shape, p|key|attempt|shape, l|due|attempt|shape
+-- :where           hash    task id -> place: q|bucket|via|stream id|attempt|instance|shape, p|bucket|key|attempt|shape,
+--                          l|bucket|due|attempt|shape; bucket: when its record arrived, in BUCKET_MS
+-- :unfinished      hash    bucket -> how many unfinished tasks arrived in it
 -- :done0 :done1    hash    task id -> how it ended; two halves that rotate: the bounded memory of finished ids
 -- :hold :held      hash    shape -> instance held for it, and back
 -- :out             stream  outbox: r = outcome | d, c, i, e = reason, cause, instance, entry of a dead one | p = refused record
 -- :stats           hash    parked, parked_bytes, later
 -- :lock:<name>     string  owner of a lease among the dispatchers (tick, relay)
 --
--- Rules of every function: read and check first; then writes that cannot fail; loops are bounded by an argument.
--- A `call` (the table c) carries what one function call has read, so that each thing is read and written once.
+-- A call takes effect whole or not at all. Redis keeps what a function wrote before it failed, so every write has its
+-- `undo` noted, and `atomic` runs those, the latest first, before it passes the error on. What cannot be undone is the
+-- deletion from a stream: it comes last in a call, or in each step of one, and `commit` follows it.
+-- Loops are bounded by an argument. A `call` (the table c) carries what one function call has read, so that each thing
+-- is read and written once.
 
 local MAX_RESOURCES = 16
+local BUCKET_MS = 10000
 local UNREAD = 'not reading' -- why an instance that beats but does not read is closed
+local RESUMING = 'resuming' -- why one is closed that has not told yet what it runs
 -- Why an instance is closed whose entries are being taken back, a page a call. Its epoch counts no more: were its lease
 -- renewed between two pages, it would stay closed for good with half of its queue.
 local LEAVING = 'its entries are being taken back'
@@ -41,8 +48,9 @@ local function begin(keys)
     root = keys[1],
     now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000),
     usec = tonumber(time[2]),
-    free = {}, before = {}, dirty = {}, inst = {}, held = {}, shapes = {},
-    where = {}, forget = {}, done = {}, parked = 0, parked_bytes = 0, later = 0,
+    free = {}, packed = {}, before = {}, dirty = {}, inst = {}, held = {}, shapes = {}, buckets = {},
+    where = {}, forget = {}, done = {}, born = {}, parked = 0, parked_bytes = 0, later = 0,
+    published = 0, undo = {}, undo_size = 0, told = {}, was = {}, reindex = {},
   }
 end
 
@@ -90,9 +98,60 @@ local function pairs_of(text)
   return found
 end
 
--- HSET/HDEL/XDEL in chunks: unpack fails above 7,999 values.
+-- HSET/HDEL in chunks: unpack fails above 7,999 values.
 local function in_chunks(command, name, values, step)
   for first = 1, #values, step do
     redis.call(command, name, unpack(values, first, math.min(first + step - 1, #values)))
   end
+end
+
+-- Note what takes a write back: a command with its key and one or two arguments, or a function of the call and three.
+-- Noted before the write if it may run in vain, else after it.
+local function undo(c, command, a, b, d)
+  local list, n = c.undo, c.undo_size
+  list[n + 1], list[n + 2], list[n + 3], list[n + 4] = command, a, b, d or false
+  c.undo_size = n + 4
+end
+
+-- What has been written stays.
+local function commit(c)
+  c.undo, c.undo_size, c.told, c.was, c.reindex = {}, 0, {}, {}, {}
+end
+
+-- What a task's place was before this call; of several told, the first.
+local function was_at(c, id, text)
+  c.was[id] = text
+end
+
+-- HSET of one field, HDEL, ZADD and a counter's HINCRBY, with their undo. A counter at 0 is not kept.
+local function put(c, suffix, field, value)
+  local name = key(c, suffix)
+  local old = redis.call('HGET', name, field)
+  if old == value then return end
+  if old then undo(c, 'HSET', name, field, old) else undo(c, 'HDEL', name, field) end
+  redis.call('HSET', name, field, value)
+end
+
+local function drop(c, suffix, field)
+  local name = key(c, suffix)
+  local old = redis.call('HGET', name, field)
+  if not old then return end
+  undo(c, 'HSET', name, field, old)
+  redis.call('HDEL', name, field)
+end
+
+local function score(c, suffix, member, value)
+  local name = key(c, suffix)
+  local old = redis.call('ZSCORE', name, member)
+  if old then undo(c, 'ZADD', name, old, member) else undo(c, 'ZREM', name, member) end
+  if value then redis.call('ZADD', name, value, member) else redis.call('ZREM', name, member) end
+end
+
+local add
+add = function(c, suffix, field, by)
+  if by == 0 then return end
+  local name = key(c, suffix)
+  local sum = redis.call('HINCRBY', name, field, by)
+  undo(c, add, suffix, field, -by)
+  if sum == 0 then redis.call('HDEL', name, field) end
 end

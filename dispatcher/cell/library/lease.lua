@@ -2,6 +2,7 @@
 
 local AWAY_MS = 1000 -- no evict for longer: no dispatcher reached the cell, so workers may not have reached it either
 local SPARE_MS = 10000 -- time for them to beat again; their own backoff has a cap of half of it
+local MAX_PAGE = 4000 -- of one call, whatever its argument says
 local PAGE = 200 -- entries taken back in one call, so that evicting a big instance does not block the others
 
 -- Headroom in whole slots. The fraction is rounded by the instance's name, so that the fleet as a whole keeps the
@@ -26,14 +27,31 @@ local function set_flag(c, instance, flag)
   c.dirty[instance] = true
 end
 
+-- Nothing is left on the instance: forget it.
+local function forget_instance(c, instance)
+  for _, agent_type in ipairs(instance_of(c, instance).types) do add(c, ':serving', agent_type, -1) end
+  for _, suffix in ipairs({ ':free', ':closed', ':recalled', ':report', ':inst' }) do drop(c, suffix, instance) end
+  score(c, ':lease', instance, nil)
+  redis.call('DEL', key(c, ':q:' .. instance))
+  c.inst[instance], c.free[instance], c.packed[instance], c.dirty[instance] = nil, nil, nil, nil
+end
+
+-- An entry goes from the instance's queue to its next place; the caller deletes it from there.
+local function leave_queue(c, instance, entry, reason, started)
+  local head = read_head(entry)
+  undo(c, was_at, head.id, redis.call('HGET', key(c, ':where'), head.id))
+  give(c, instance, shape_of(c, head.shape))
+  again(c, entry, instance, reason, 0, started)
+end
+
 -- Take back up to `limit` entries of the instance, oldest first. Entries up to the reported cursor have been read, so
 -- their attempt counts. Returns how many are left; at 0 the instance is gone. Once begun it is not undone: the lease
--- is set to have run out, so that evict goes on whoever began.
+-- is set to have run out, so that evict goes on whoever began. Two steps: a page of entries, then the instance itself.
 local function take_back(c, instance, limit, reason)
   set_flag(c, instance, CLOSED)
   write_free(c) -- at once: what is taken back must not be placed here again
-  redis.call('HSET', key(c, ':closed'), instance, LEAVING)
-  redis.call('ZADD', key(c, ':lease'), 0, instance)
+  put(c, ':closed', instance, LEAVING)
+  score(c, ':lease', instance, 0)
   local queue = key(c, ':q:' .. instance)
   local report = redis.call('HGET', key(c, ':report'), instance)
   local cursor = report and cmsgpack.unpack(string.sub(report, 9))[1] or '0-0'
@@ -42,25 +60,24 @@ local function take_back(c, instance, limit, reason)
     gone[i] = row[1]
     local started = nil
     if is_up_to(row[1], cursor) then started = true end
-    give(c, instance, shape_of(c, read_head(row[2][2]).shape))
-    again(c, row[2][2], instance, reason, 0, started)
+    leave_queue(c, instance, row[2][2], reason, started)
   end
-  in_chunks('XDEL', queue, gone, 4000) -- after it has its next place: torn, a task is there twice rather than nowhere
-  local left = redis.call('XLEN', queue)
+  local left = redis.call('XLEN', queue) - #gone
+  finish_call(c)
+  if #gone > 0 then redis.call('XDEL', queue, unpack(gone)) end
+  commit(c)
   if left == 0 then
-    for _, agent_type in ipairs(instance_of(c, instance).types) do
-      if redis.call('HINCRBY', key(c, ':serving'), agent_type, -1) <= 0 then
-        redis.call('HDEL', key(c, ':serving'), agent_type)
-      end
-    end
-    for _, suffix in ipairs({ ':free', ':closed', ':recalled', ':report', ':inst' }) do
-      redis.call('HDEL', key(c, suffix), instance)
-    end
-    redis.call('ZREM', key(c, ':lease'), instance)
-    redis.call('DEL', queue)
-    c.inst[instance], c.free[instance], c.dirty[instance] = nil, nil, nil
+    forget_instance(c, instance)
+    commit(c)
   end
   return left
+end
+
+-- Open the instance again; it pulls.
+local function reopen(c, instance)
+  drop(c, ':closed', instance)
+  set_flag(c, instance, OPEN)
+  pull(c, instance, PAGE, 'g')
 end
 
 -- Whether entries of the instance are being taken back.
@@ -119,12 +136,12 @@ local function vector_of(c, instance, epoch, capacity)
   return f
 end
 
--- register: KEYS[1] root; ARGV instance, MessagePack [epoch, types, capacity, labels, lease_ms, profile]
+-- register: KEYS[1] root; ARGV instance, MessagePack [epoch, types, capacity, labels, lease_ms, profile], 1 if it is
+-- resuming: it stays closed until it has told all that it runs (resync)
 -- reply: ok, generation, now, cursor | evicting, left (an earlier registration is still being taken back: call again)
 -- Repeating it with the same epoch renews the lease and changes nothing else. Pulls.
-local function register(keys, args)
-  local c, instance = begin(keys), args[1]
-  local offered = cmsgpack.unpack(args[2])
+local function register(c, args)
+  local instance, offered = args[1], cmsgpack.unpack(args[2])
   check_offer(instance, offered)
   local epoch, types, capacity = offered[1], offered[2], offered[3]
   local before = instance_of(c, instance)
@@ -135,17 +152,19 @@ local function register(keys, args)
   local f = vector_of(c, instance, epoch, capacity) -- first: a shape may need a resource that it adds
   if before then
     local left = take_back(c, instance, PAGE, 'the instance registered anew')
-    if left > 0 then
-      finish_call(c)
-      return { 'evicting', left }
-    end
+    if left > 0 then return { 'evicting', left } end
   end
-  redis.call('HSET', key(c, ':inst'), instance, struct.pack('<d', c.now) .. args[2])
-  redis.call('ZADD', key(c, ':lease'), number(c.now + offered[5]), instance)
-  for _, agent_type in ipairs(types) do redis.call('HINCRBY', key(c, ':serving'), agent_type, 1) end
+  put(c, ':inst', instance, struct.pack('<d', c.now) .. args[2])
+  score(c, ':lease', instance, number(c.now + offered[5]))
+  for _, agent_type in ipairs(types) do add(c, ':serving', agent_type, 1) end
   c.inst[instance] = { epoch = epoch, types = types, capacity = capacity, labels = offered[4], lease_ms = offered[5] }
-  c.free[instance], c.before[instance], c.dirty[instance] = f, false, true
-  pull(c, instance, PAGE, 'g')
+  c.free[instance], c.packed[instance], c.before[instance], c.dirty[instance] = f, false, false, true
+  if args[3] == '1' then
+    put(c, ':closed', instance, RESUMING)
+    set_flag(c, instance, CLOSED)
+  else
+    pull(c, instance, PAGE, 'g')
+  end
   finish_call(c)
   return { 'ok', meta(c, 'generation') or '', c.now, '0-0' }
 end
@@ -153,22 +172,20 @@ end
 -- beat: KEYS[1] root; ARGV instance, epoch, MessagePack [cursor, cpu, memory, errors, running, progress]
 -- reply: ok, generation, now, reason, recalled | stale (or its entries are being taken back) | unknown
 -- Renews the lease. An instance that was closed because it did not read, and has read since, is open again.
-local function beat(keys, args)
-  local c, instance = begin(keys), args[1]
+local function beat(c, args)
+  local instance = args[1]
   local refused = refusal(c, instance, args[2])
   if refused then return refused end
   local report = cmsgpack.unpack(args[3])
   if type(report) ~= 'table' or type(report[1]) ~= 'string' then error('a report begins with a cursor') end
   local reason = redis.call('HGET', key(c, ':closed'), instance) or ''
   if reason == LEAVING then return { 'stale' } end
-  redis.call('ZADD', key(c, ':lease'), number(c.now + instance_of(c, instance).lease_ms), instance)
-  redis.call('HSET', key(c, ':report'), instance, struct.pack('<d', c.now) .. args[3])
+  score(c, ':lease', instance, number(c.now + instance_of(c, instance).lease_ms))
+  put(c, ':report', instance, struct.pack('<d', c.now) .. args[3])
   local recalled = redis.call('HGET', key(c, ':recalled'), instance) or '0-0'
   if reason == UNREAD and is_up_to(recalled, report[1]) then
     reason = ''
-    redis.call('HDEL', key(c, ':closed'), instance)
-    set_flag(c, instance, OPEN)
-    pull(c, instance, PAGE, 'g')
+    reopen(c, instance)
     finish_call(c)
   end
   return { 'ok', meta(c, 'generation') or '', c.now, reason, recalled }
@@ -177,16 +194,14 @@ end
 -- cordon: KEYS[1] root; ARGV instance, reason (empty: open it again, which pulls), epoch (empty: whatever it is)
 -- reply: 1 | 0 (no such instance, another epoch, or its entries are being taken back)
 -- A worker closes its own instance before it drains.
-local function cordon(keys, args)
-  local c, instance = begin(keys), args[1]
+local function cordon(c, args)
+  local instance = args[1]
   local record = instance_of(c, instance)
   if not record or (args[3] ~= '' and record.epoch ~= args[3]) or is_leaving(c, instance) then return 0 end
   if args[2] == '' then
-    redis.call('HDEL', key(c, ':closed'), instance)
-    set_flag(c, instance, OPEN)
-    pull(c, instance, PAGE, 'g')
+    reopen(c, instance)
   else
-    redis.call('HSET', key(c, ':closed'), instance, args[2])
+    put(c, ':closed', instance, args[2])
     set_flag(c, instance, CLOSED)
   end
   finish_call(c)
@@ -194,46 +209,35 @@ local function cordon(keys, args)
 end
 
 -- leave: KEYS[1] root; ARGV instance, epoch. reply: evicting, left | stale | unknown
-local function leave(keys, args)
-  local c, instance = begin(keys), args[1]
-  local refused = refusal(c, instance, args[2])
+local function leave(c, args)
+  local refused = refusal(c, args[1], args[2])
   if refused then return refused end
-  local left = take_back(c, instance, PAGE, 'the instance left')
-  finish_call(c)
-  return { 'evicting', left }
+  return { 'evicting', take_back(c, args[1], PAGE, 'the instance left') }
 end
 
 -- After a time in which nobody could reach the cell, spare the instances whose leases ran out in it: all of a fleet would
 -- be evicted at once, and what it runs count as failed. Once only: a lease that was spared ends with half a ms.
 local function spare(c)
   local before = tonumber(redis.call('HGET', key(c, ':meta'), 'evict_ms'))
-  redis.call('HSET', key(c, ':meta'), 'evict_ms', number(c.now))
+  put(c, ':meta', 'evict_ms', number(c.now))
   if not before or c.now - before <= AWAY_MS then return end
   local rows = redis.call('ZRANGEBYSCORE', key(c, ':lease'), '(' .. number(before), number(c.now), 'WITHSCORES')
-  local spared = {}
   for i = 1, #rows, 2 do
-    if tonumber(rows[i + 1]) % 1 == 0 then
-      spared[#spared + 1] = number(c.now + SPARE_MS + 0.5)
-      spared[#spared + 1] = rows[i]
-    end
+    if tonumber(rows[i + 1]) % 1 == 0 then score(c, ':lease', rows[i], number(c.now + SPARE_MS + 0.5)) end
   end
-  in_chunks('ZADD', key(c, ':lease'), spared, 4000)
 end
 
 -- evict: KEYS[1] root; ARGV limit. Takes back a page of one instance whose lease has run out.
 -- reply: instance, left | nothing
-local function evict(keys, args)
-  local c = begin(keys)
+local function evict(c, args)
   spare(c)
   local expired = redis.call('ZRANGEBYSCORE', key(c, ':lease'), '-inf', number(c.now), 'LIMIT', 0, 1)[1]
   if not expired then return {} end
-  local left = take_back(c, expired, tonumber(args[1]), 'the lease ran out')
-  finish_call(c)
-  return { expired, left }
+  return { expired, take_back(c, expired, math.min(tonumber(args[1]), MAX_PAGE), 'the lease ran out') }
 end
 
-redis.register_function('ty1_register', register)
-redis.register_function{ function_name = 'ty1_beat', callback = beat, flags = { 'allow-oom' } }
-redis.register_function{ function_name = 'ty1_cordon', callback = cordon, flags = { 'allow-oom' } }
-redis.register_function{ function_name = 'ty1_leave', callback = leave, flags = { 'allow-oom' } }
-redis.register_function{ function_name = 'ty1_evict', callback = evict, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'ty1_register', callback = atomic(register), flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'ty1_beat', callback = atomic(beat), flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'ty1_cordon', callback = atomic(cordon), flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'ty1_leave', callback = atomic(leave), flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'ty1_evict', callback = atomic(evict), flags = { 'allow-oom' } }

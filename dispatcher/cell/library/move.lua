@@ -4,20 +4,50 @@ local MAX_SHAPES_SCANNED = 32 -- heads of one agent type that one pull looks at
 local OPEN_TRIES = 8 -- members of an open set that one placement tries
 local MAX_UNSTARTED = 3 -- how often a task may come back unstarted for free
 
-local function park(c, shape, entry, id, attempt, order_key, deadline)
-  redis.call('ZADD', key(c, ':park:' .. shape.text), number(order_key), entry)
+-- When the record of an entry arrived, as :where tells it.
+local function bucket_of(c, arrived)
+  local bucket = math.floor(arrived / BUCKET_MS)
+  local text = c.buckets[bucket]
+  if not text then
+    text = string.format('%d', bucket)
+    c.buckets[bucket] = text
+  end
+  return text
+end
+
+-- One more, or one less, unfinished task of this bucket.
+local function count_unfinished(c, bucket, by)
+  c.born[bucket] = (c.born[bucket] or 0) + by
+end
+
+local function parked_text(c, order_key, attempt, shape_text, arrived)
+  return 'p|' .. bucket_of(c, arrived) .. '|' .. number(order_key) .. '|' .. attempt .. '|' .. shape_text
+end
+
+local function later_text(c, due, attempt, shape_text, arrived)
+  return 'l|' .. bucket_of(c, arrived) .. '|' .. number(due) .. '|' .. attempt .. '|' .. shape_text
+end
+
+local function park(c, shape, entry, id, attempt, order_key, deadline, arrived)
+  local name = key(c, ':park:' .. shape.text)
+  c.reindex[shape.text] = shape
+  undo(c, 'ZREM', name, entry)
+  redis.call('ZADD', name, number(order_key), entry)
   local added = redis.call('ZADD', key(c, ':heads:' .. shape.type), 'LT', number(order_key), shape.text)
   if added == 1 then redis.call('SADD', key(c, ':waiting'), shape.type) end
-  if deadline > 0 then redis.call('ZADD', key(c, ':deadlines'), number(deadline), id) end
-  c.where[id] = 'p|' .. number(order_key) .. '|' .. attempt .. '|' .. shape.text
+  if deadline > 0 then
+    undo(c, 'ZREM', key(c, ':deadlines'), id)
+    redis.call('ZADD', key(c, ':deadlines'), number(deadline), id)
+  end
+  c.where[id] = parked_text(c, order_key, attempt, shape.text, arrived)
   c.parked = c.parked + 1
   c.parked_bytes = c.parked_bytes + #entry
 end
 
 -- End the hold of an instance for a shape.
 local function release(c, shape_text, instance)
-  redis.call('HDEL', key(c, ':hold'), shape_text)
-  redis.call('HDEL', key(c, ':held'), instance)
+  drop(c, ':hold', shape_text)
+  drop(c, ':held', instance)
   c.held[instance] = false
   local f = free_of(c, instance)
   if f and f[2] == HELD then
@@ -26,40 +56,72 @@ local function release(c, shape_text, instance)
   end
 end
 
-local function place(c, instance, f, shape, entry, id, attempt, via)
+local function place(c, instance, f, shape, entry, id, attempt, via, arrived)
   take(c, instance, f, shape)
-  local stream_id = redis.call('XADD', key(c, ':q:' .. instance), '*', 'e', entry)
-  c.where[id] = 'q|' .. via .. '|' .. stream_id .. '|' .. attempt .. '|' .. instance .. '|' .. shape.text
+  local queue = key(c, ':q:' .. instance)
+  local stream_id = redis.call('XADD', queue, '*', 'e', entry)
+  undo(c, 'XDEL', queue, stream_id)
+  c.where[id] = 'q|' .. bucket_of(c, arrived) .. '|' .. via .. '|' .. stream_id .. '|' .. attempt .. '|' .. instance .. '|' .. shape.text
   if f[2] == HELD then release(c, held_for(c, instance), instance) end -- it has served, or resync knows better
 end
 
--- Keep the index of heads true after entries have left the park of a shape.
-local function refresh_head(c, shape)
+-- Keep the index of heads true to the park of a shape. Returns whether anything is left in it.
+local function index_head(c, shape)
   local heads = key(c, ':heads:' .. shape.type)
   local first = redis.call('ZRANGE', key(c, ':park:' .. shape.text), 0, 0, 'WITHSCORES')
   if first[2] then
     redis.call('ZADD', heads, first[2], shape.text)
-  else
-    redis.call('ZREM', heads, shape.text)
-    if redis.call('EXISTS', heads) == 0 then redis.call('SREM', key(c, ':waiting'), shape.type) end
-    local instance = redis.call('HGET', key(c, ':hold'), shape.text)
-    if instance then -- nothing is left to hold it for
-      release(c, shape.text, instance)
-    end
+    return true
+  end
+  redis.call('ZREM', heads, shape.text)
+  if redis.call('EXISTS', heads) == 0 then redis.call('SREM', key(c, ':waiting'), shape.type) end
+  return false
+end
+
+-- The same after entries have left the park.
+local function refresh_head(c, shape)
+  c.reindex[shape.text] = shape
+  if index_head(c, shape) then return end
+  local instance = redis.call('HGET', key(c, ':hold'), shape.text)
+  if instance then release(c, shape.text, instance) end -- nothing is left to hold it for
+end
+
+-- Undo of what has left the park.
+local function repark(c, shape, entry, order_key)
+  local head = read_head(entry)
+  redis.call('ZADD', key(c, ':park:' .. shape.text), order_key, entry)
+  c.reindex[shape.text] = shape
+  was_at(c, head.id, parked_text(c, tonumber(order_key), head.attempt, shape.text, head.arrived))
+end
+
+-- An entry has left the park of its shape.
+local function unparked(c, shape, entry, id, order_key)
+  undo(c, repark, shape, entry, order_key)
+  c.reindex[shape.text] = shape
+  c.parked = c.parked - 1
+  c.parked_bytes = c.parked_bytes - #entry
+  local deadline = struct.unpack('<d', entry, 13)
+  if deadline > 0 and redis.call('ZREM', key(c, ':deadlines'), id) == 1 then
+    undo(c, 'ZADD', key(c, ':deadlines'), number(deadline), id)
   end
 end
 
-local function unparked(c, entry, id)
-  c.parked = c.parked - 1
-  c.parked_bytes = c.parked_bytes - #entry
-  if struct.unpack('<d', entry, 13) > 0 then redis.call('ZREM', key(c, ':deadlines'), id) end
-end
-
-local function dead(c, entry, id, attempt, reason, cause, instance)
-  redis.call('XADD', key(c, ':out'), '*', 'd', reason, 'c', cause, 'i', instance, 'e', entry)
+-- A known task has ended.
+local function ended(c, id, how, instance, attempt, bucket)
   c.forget[#c.forget + 1] = id
   c.where[id] = nil
-  c.done[id] = 'd|' .. instance .. '|' .. attempt .. '|' .. string.format('%.0f', c.now)
+  c.done[id] = how .. '|' .. instance .. '|' .. attempt .. '|' .. string.format('%.0f', c.now)
+  if bucket then count_unfinished(c, bucket, -1) end
+end
+
+local function publish(c, ...)
+  c.published = c.published + 1
+  undo(c, 'XDEL', key(c, ':out'), (redis.call('XADD', key(c, ':out'), '*', ...)))
+end
+
+local function dead(c, entry, head, reason, cause, instance)
+  publish(c, 'd', reason, 'c', cause, 'i', instance, 'e', entry)
+  ended(c, head.id, 'd', instance, head.attempt, bucket_of(c, head.arrived))
 end
 
 -- Whether a parked task of the shape goes before one with this key.
@@ -82,15 +144,15 @@ local function place_or_park(c, entry, via)
   local head = read_head(entry)
   local shape = shape_of(c, head.shape)
   if head.deadline > 0 and head.deadline < c.now then
-    dead(c, entry, head.id, head.attempt, 'deadline', 'its deadline passed before it was placed', '')
+    dead(c, entry, head, 'deadline', 'its deadline passed before it was placed', '')
     return
   end
   local instance, f
   if not is_behind(c, shape, head.key) then instance, f = any_open(c, shape) end
   if instance then
-    place(c, instance, f, shape, entry, head.id, head.attempt, via)
+    place(c, instance, f, shape, entry, head.id, head.attempt, via, head.arrived)
   else
-    park(c, shape, entry, head.id, head.attempt, head.key, head.deadline)
+    park(c, shape, entry, head.id, head.attempt, head.key, head.deadline, head.arrived)
   end
 end
 
@@ -103,11 +165,11 @@ local function pop(c, instance, f, shape, via)
     return 0
   end
   local head, placed = read_head(entry), 0
-  unparked(c, entry, head.id)
+  unparked(c, shape, entry, head.id, first[2])
   if head.deadline > 0 and head.deadline < c.now then
-    dead(c, entry, head.id, head.attempt, 'deadline', 'its deadline passed while it was parked', '')
+    dead(c, entry, head, 'deadline', 'its deadline passed while it was parked', '')
   else
-    place(c, instance, f, shape, entry, head.id, head.attempt, via)
+    place(c, instance, f, shape, entry, head.id, head.attempt, via, head.arrived)
     placed = 1
   end
   refresh_head(c, shape)
@@ -160,40 +222,78 @@ local function pull_shape(c, instance, shape, limit, via)
   return pulled
 end
 
-local function bump(c, field, by)
-  if by ~= 0 then redis.call('HINCRBY', key(c, ':stats'), field, by) end
+-- Undo of the places that finish_call has written: those that were told, and none for ids that had none.
+local function restore_where(c)
+  local values, gone = {}, {}
+  for _, id in ipairs(c.told) do
+    if c.was[id] then
+      values[#values + 1] = id
+      values[#values + 1] = c.was[id]
+    else
+      gone[#gone + 1] = id
+    end
+  end
+  in_chunks('HDEL', key(c, ':where'), gone, 4000)
+  in_chunks('HSET', key(c, ':where'), values, 4000)
 end
 
--- Forget the older half of the finished ids once the newer half is full or old.
-local function rotate_done(c)
-  local began = tonumber(meta(c, 'done_began'))
-  if not began then redis.call('HSET', key(c, ':meta'), 'done_began', number(c.now)) end
-  local is_old = began and c.now - began > setting(c, 'done_age_ms')
-  if not is_old and redis.call('HLEN', key(c, ':done0')) < setting(c, 'done_limit') / 2 then return end
-  redis.call('UNLINK', key(c, ':done1'))
-  redis.call('RENAME', key(c, ':done0'), key(c, ':done1'))
-  redis.call('HSET', key(c, ':meta'), 'done_began', number(c.now))
+local function undo_done(c, ids)
+  in_chunks('HDEL', key(c, ':done0'), ids, 4000)
 end
 
 -- The last writes of every function that moves tasks: vectors, places, memory of finished ids, counters.
 local function finish_call(c)
   write_free(c)
-  local places, done = {}, {}
+  local places, done, ids = {}, {}, {}
   for id, text in pairs(c.where) do
     places[#places + 1] = id
     places[#places + 1] = text
+    c.told[#c.told + 1] = id
   end
+  for _, id in ipairs(c.forget) do c.told[#c.told + 1] = id end
   for id, text in pairs(c.done) do
+    ids[#ids + 1] = id
     done[#done + 1] = id
     done[#done + 1] = text
   end
   in_chunks('HSET', key(c, ':where'), places, 4000)
   in_chunks('HDEL', key(c, ':where'), c.forget, 4000)
+  undo(c, undo_done, ids)
   in_chunks('HSET', key(c, ':done0'), done, 4000)
-  if #done > 0 then rotate_done(c) end
-  bump(c, 'parked', c.parked)
-  bump(c, 'parked_bytes', c.parked_bytes)
-  bump(c, 'later', c.later)
+  add(c, ':stats', 'parked', c.parked)
+  add(c, ':stats', 'parked_bytes', c.parked_bytes)
+  add(c, ':stats', 'later', c.later)
+  for bucket, by in pairs(c.born) do add(c, ':unfinished', bucket, by) end
+  c.where, c.forget, c.done, c.born, c.parked, c.parked_bytes, c.later = {}, {}, {}, {}, 0, 0, 0
+end
+
+local function roll_back(c)
+  local list = c.undo
+  for n = c.undo_size, 4, -4 do
+    local command, a, b, d = list[n - 3], list[n - 2], list[n - 1], list[n]
+    if type(command) == 'function' then
+      command(c, a, b, d)
+    elseif d then
+      redis.call(command, a, b, d)
+    else
+      redis.call(command, a, b)
+    end
+  end
+  restore_where(c)
+  for _, shape in pairs(c.reindex) do
+    if index_head(c, shape) then redis.call('SADD', key(c, ':waiting'), shape.type) end
+  end
+end
+
+-- Make a function of the library of a function of the call and the arguments: it takes effect whole or not at all.
+local function atomic(callback)
+  return function(keys, args)
+    local c = begin(keys)
+    local is_done, reply = pcall(callback, c, args)
+    if is_done then return reply end
+    roll_back(c)
+    return error(reply, 0)
+  end
 end
 
 -- Full jitter: anywhere between nothing and the cap that doubles with each attempt (AWS, "Exponential backoff and jitter").
@@ -215,7 +315,7 @@ local function again(c, entry, instance, reason, delay_ms, started)
   if started then
     add_cause(c, head, instance, reason)
     if head.attempt >= head.max_attempts then
-      dead(c, rewrite(entry, head), head.id, head.attempt, 'attempts', reason, instance)
+      dead(c, rewrite(entry, head), head, 'attempts', reason, instance)
       return
     end
     head.attempt = head.attempt + 1
@@ -226,7 +326,8 @@ local function again(c, entry, instance, reason, delay_ms, started)
     return
   end
   if delay_ms < 0 then delay_ms = backoff_ms(c, head) end
+  undo(c, 'ZREM', key(c, ':later'), next_entry)
   redis.call('ZADD', key(c, ':later'), number(c.now + delay_ms), next_entry)
-  c.where[head.id] = 'l|' .. number(c.now + delay_ms) .. '|' .. head.attempt .. '|' .. head.shape
+  c.where[head.id] = later_text(c, c.now + delay_ms, head.attempt, head.shape, head.arrived)
   c.later = c.later + 1
 end

@@ -2,42 +2,51 @@
 
 local HEADS_PER_TYPE = 64 -- shapes of one agent type whose first task is looked at in one call
 
+-- What the instance had not read of entries that were there min_age_ms before it reported, oldest first.
+local function unread_of(c, instance, min_age, limit)
+  local report = redis.call('HGET', key(c, ':report'), instance)
+  if not report or not instance_of(c, instance) then return {} end
+  local cursor = cmsgpack.unpack(string.sub(report, 9))[1]
+  local queue = key(c, ':q:' .. instance)
+  local newest = number((struct.unpack('<d', report)) - min_age)
+  local rows = redis.pcall('XRANGE', queue, '(' .. cursor, newest, 'COUNT', limit)
+  -- A worker may be of any make: with a cursor that is no stream id it has read nothing.
+  if rows.err then rows = redis.call('XRANGE', queue, '-', newest, 'COUNT', limit) end
+  return rows
+end
+
 -- recall: KEYS[1] root; ARGV min_age_ms, limit, instance...
 -- Takes back entries that were on the queue for min_age_ms when the instance last reported and that it had not read by
 -- then, and closes those instances. (Its age now says nothing: it may have been read since the report.) reply: how many.
-local function recall(keys, args)
-  local c, min_age, limit = begin(keys), tonumber(args[1]), tonumber(args[2])
-  local count = 0
+-- Each instance is a step of its own.
+local function recall(c, args)
+  local min_age, limit, count = tonumber(args[1]), math.min(tonumber(args[2]), MAX_PAGE), 0
   for i = 3, #args do
-    local instance, report = args[i], redis.call('HGET', key(c, ':report'), args[i])
-    if report and instance_of(c, instance) and count < limit then
-      local cursor = cmsgpack.unpack(string.sub(report, 9))[1]
-      local queue = key(c, ':q:' .. instance)
-      local newest = number((struct.unpack('<d', report)) - min_age)
-      local rows = redis.pcall('XRANGE', queue, '(' .. cursor, newest, 'COUNT', limit - count)
-      -- A worker may be of any make: with a cursor that is no stream id it has read nothing.
-      if rows.err then rows = redis.call('XRANGE', queue, '-', newest, 'COUNT', limit - count) end
-      if rows[1] then
-        redis.call('HSETNX', key(c, ':closed'), instance, UNREAD) -- closed by a person, it is not opened by reading
-        redis.call('HSET', key(c, ':recalled'), instance, rows[#rows][1])
-        set_flag(c, instance, CLOSED)
+    local instance = args[i]
+    local rows = count < limit and unread_of(c, instance, min_age, limit - count) or {}
+    if rows[1] then
+      -- Closed by a person, it is not opened by reading.
+      if redis.call('HEXISTS', key(c, ':closed'), instance) == 0 then put(c, ':closed', instance, UNREAD) end
+      put(c, ':recalled', instance, rows[#rows][1])
+      set_flag(c, instance, CLOSED)
+      local gone = {}
+      for k, row in ipairs(rows) do
+        gone[k] = row[1]
+        leave_queue(c, instance, row[2][2], UNREAD, false)
       end
-      for _, row in ipairs(rows) do
-        again(c, row[2][2], instance, UNREAD, 0, false)
-        redis.call('XDEL', queue, row[1])
-        give(c, instance, shape_of(c, read_head(row[2][2]).shape))
-        count = count + 1
-      end
+      finish_call(c)
+      redis.call('XDEL', key(c, ':q:' .. instance), unpack(gone))
+      commit(c)
+      count = count + #rows
     end
   end
-  finish_call(c)
   return count
 end
 
 -- settle: KEYS[1] root; ARGV limit, instance, shape, ... Each instance pulls, then takes what fits of the shape: a pull
 -- looks at a bounded number of shapes, and this one may be behind more that do not fit. reply: how many were placed.
-local function settle(keys, args)
-  local c, limit, count = begin(keys), tonumber(args[1]), 0
+local function settle(c, args)
+  local limit, count = tonumber(args[1]), 0
   for i = 2, #args, 2 do
     if count >= limit then break end
     count = count + pull(c, args[i], limit - count, 's')
@@ -47,17 +56,32 @@ local function settle(keys, args)
   return count
 end
 
+-- Undo of what was due.
+local function wait_again(c, entry, due)
+  local head = read_head(entry)
+  redis.call('ZADD', key(c, ':later'), due, entry)
+  was_at(c, head.id, later_text(c, tonumber(due), head.attempt, head.shape, head.arrived))
+end
+
 -- due: KEYS[1] root; ARGV limit. Tasks whose backoff is over are placed or parked. reply: how many.
-local function due(keys, args)
-  local c = begin(keys)
-  local rows = redis.call('ZRANGEBYSCORE', key(c, ':later'), '-inf', number(c.now), 'LIMIT', 0, tonumber(args[1]))
-  for _, entry in ipairs(rows) do
-    redis.call('ZREM', key(c, ':later'), entry)
+local function due(c, args)
+  local rows = redis.call(
+    'ZRANGEBYSCORE', key(c, ':later'), '-inf', number(c.now), 'WITHSCORES', 'LIMIT', 0, tonumber(args[1]))
+  for i = 1, #rows, 2 do
+    undo(c, wait_again, rows[i], rows[i + 1])
+    redis.call('ZREM', key(c, ':later'), rows[i])
     c.later = c.later - 1
-    place_or_park(c, entry, 'd')
+    place_or_park(c, rows[i], 'd')
   end
   finish_call(c)
-  return #rows
+  return #rows / 2
+end
+
+-- A parked task has waited for too long.
+local function give_up(c, shape, entry, head, order_key, reason, cause)
+  redis.call('ZREM', key(c, ':park:' .. shape.text), entry)
+  unparked(c, shape, entry, head.id, order_key)
+  dead(c, entry, head, reason, cause, '')
 end
 
 -- Dead-letter the first tasks of a shape that have waited too long for any instance.
@@ -66,12 +90,11 @@ local function expire_aged(c, agent_type, shape_text, limit)
   local max_age = setting(c, is_served and 'parked_age_ms' or 'unknown_type_age_ms')
   local why = is_served and 'no instance had room for it in time' or 'no instance serves the agent type ' .. agent_type
   local shape, count = shape_of(c, shape_text), 0
-  for _, entry in ipairs(redis.call('ZRANGE', key(c, ':park:' .. shape_text), 0, limit - 1)) do
-    local head = read_head(entry)
+  local rows = redis.call('ZRANGE', key(c, ':park:' .. shape_text), 0, limit - 1, 'WITHSCORES')
+  for i = 1, #rows, 2 do
+    local head = read_head(rows[i])
     if head.arrived + max_age > c.now then break end
-    redis.call('ZREM', key(c, ':park:' .. shape_text), entry)
-    unparked(c, entry, head.id)
-    dead(c, entry, head.id, head.attempt, 'age', why, '')
+    give_up(c, shape, rows[i], head, rows[i + 1], 'age', why)
     count = count + 1
   end
   if count > 0 then refresh_head(c, shape) end
@@ -85,9 +108,7 @@ local function expire_late(c, shape, order_key, limit)
   for _, entry in ipairs(rows) do
     local head = read_head(entry)
     if count < limit and head.deadline > 0 and head.deadline < c.now then
-      redis.call('ZREM', key(c, ':park:' .. shape.text), entry)
-      unparked(c, entry, head.id)
-      dead(c, entry, head.id, head.attempt, 'deadline', 'its deadline passed while it was parked', '')
+      give_up(c, shape, entry, head, order_key, 'deadline', 'its deadline passed while it was parked')
       count = count + 1
     end
   end
@@ -95,19 +116,33 @@ local function expire_late(c, shape, order_key, limit)
   return count, #rows < TIES
 end
 
+-- Forget the older half of the finished ids once the newer half is full or old.
+local function rotate_done(c)
+  local size, began = redis.call('HLEN', key(c, ':done0')), tonumber(meta(c, 'done_began'))
+  if size == 0 then return end
+  if not began then put(c, ':meta', 'done_began', number(c.now)) end
+  local is_old = began and c.now - began > setting(c, 'done_age_ms')
+  if not is_old and size < setting(c, 'done_limit') / 2 then return end
+  put(c, ':meta', 'done_began', number(c.now))
+  redis.call('UNLINK', key(c, ':done1'))
+  redis.call('RENAME', key(c, ':done0'), key(c, ':done1'))
+  commit(c) -- torn between the two it comes again, and then does the other
+end
+
 -- expire: KEYS[1] root; ARGV limit. Parked tasks past their deadline or the age allowed go to the outbox as dead.
 -- reply: how many.
-local function expire(keys, args)
-  local c, limit, count = begin(keys), tonumber(args[1]), 0
+local function expire(c, args)
+  local limit, count = tonumber(args[1]), 0
+  rotate_done(c)
   local late = redis.call('ZRANGEBYSCORE', key(c, ':deadlines'), '-inf', '(' .. number(c.now), 'LIMIT', 0, limit)
   for _, id in ipairs(late) do
     if count < limit and not c.done[id] then
       local where = redis.call('HGET', key(c, ':where'), id)
-      local at, shape_text = string.match(where or '', '^p|(.-)|.-|(.*)$')
+      local at, shape_text = string.match(where or '', '^p|.-|(.-)|.-|(.*)$')
       local ended, is_all = 0, true
       if at then ended, is_all = expire_late(c, shape_of(c, shape_text), at, limit - count) end
       count = count + ended
-      if ended == 0 and is_all then redis.call('ZREM', key(c, ':deadlines'), id) end -- it is not parked
+      if ended == 0 and is_all then score(c, ':deadlines', id, nil) end -- it is not parked
     end
   end
   for _, agent_type in ipairs(redis.call('SMEMBERS', key(c, ':waiting'))) do
@@ -132,15 +167,15 @@ end
 
 -- hold: KEYS[1] root; ARGV shape, instance. Keeps the instance for the first task of the shape.
 -- reply: 1 | 0 (either is held, the instance is closed, gone or could never run it, or nothing of the shape is parked)
-local function hold(keys, args)
-  local c, shape_text, instance = begin(keys), args[1], args[2]
+local function hold(c, args)
+  local shape_text, instance = args[1], args[2]
   local f = free_of(c, instance)
   if not f or f[2] ~= OPEN or redis.call('HEXISTS', key(c, ':hold'), shape_text) == 1
     or redis.call('EXISTS', key(c, ':park:' .. shape_text)) == 0 or not could_run(c, instance, shape_text) then
     return 0
   end
-  redis.call('HSET', key(c, ':hold'), shape_text, instance)
-  redis.call('HSET', key(c, ':held'), instance, shape_text)
+  put(c, ':hold', shape_text, instance)
+  put(c, ':held', instance, shape_text)
   c.held[instance] = shape_text
   f[2] = HELD
   c.dirty[instance] = true
@@ -176,19 +211,48 @@ end
 
 -- open: KEYS[1] root; ARGV run id of the server, a random name, then setting, value, ...
 -- Stores the settings. A server with another run id may have gone back in time: the generation becomes the random name.
--- reply: generation
-local function open(keys, args)
-  local c = begin(keys)
+-- reply: generation, 1 if the cell has begun
+local function open(c, args)
   local generation = meta(c, 'generation')
   if not generation or meta(c, 'run_id') ~= args[1] then
     generation = args[2]
-    redis.call('HSET', key(c, ':meta'), 'run_id', args[1], 'generation', generation)
+    put(c, ':meta', 'run_id', args[1])
+    put(c, ':meta', 'generation', generation)
   end
   local before = setting(c, 'headroom_permille')
-  in_chunks('HSET', key(c, ':meta'), { unpack(args, 3) }, 4000)
+  for i = 3, #args, 2 do
+    if meta(c, args[i]) ~= args[i + 1] then put(c, ':meta', args[i], args[i + 1]) end
+  end
   c.meta = nil
   if setting(c, 'headroom_permille') ~= before then set_headroom(c) end
-  return generation
+  return { generation, redis.call('HEXISTS', key(c, ':applied'), 'begun') }
+end
+
+-- begin: KEYS[1] root; ARGV partition, offset, ... From now on the cell takes batches. reply: 1 | 0 (it did already)
+local function begin_cell(c, args)
+  if #args > 6000 then error('more than 3000 partitions') end
+  if redis.call('HEXISTS', key(c, ':applied'), 'begun') == 1 then return 0 end
+  redis.call('HSET', key(c, ':applied'), 'begun', 1, unpack(args))
+  return 1
+end
+
+-- remember: KEYS[1] root; ARGV id, ... Tasks that have ended, for a cell that has not begun; what an instance holds is
+-- left to it. reply: how many were not known
+local function remember(c, args)
+  if #args == 0 or redis.call('HEXISTS', key(c, ':applied'), 'begun') == 1 then return 0 end
+  local where = redis.call('HMGET', key(c, ':where'), unpack(args))
+  local done0 = redis.call('HMGET', key(c, ':done0'), unpack(args))
+  local done1 = redis.call('HMGET', key(c, ':done1'), unpack(args))
+  local count = 0
+  for i, id in ipairs(args) do
+    if not where[i] and not done0[i] and not done1[i] and not c.done[id] then
+      ended(c, id, 's', '', 0, nil)
+      count = count + 1
+    end
+  end
+  c.forget = {} -- they had no place
+  finish_call(c)
+  return count
 end
 
 -- shapes: KEYS[1] root; ARGV most. Shapes with parked tasks, at most so many, of each type the earliest. Writes nothing.
@@ -246,12 +310,14 @@ local function audit(keys, args)
   return reply
 end
 
-redis.register_function{ function_name = 'ty1_recall', callback = recall, flags = { 'allow-oom' } }
-redis.register_function{ function_name = 'ty1_settle', callback = settle, flags = { 'allow-oom' } }
-redis.register_function{ function_name = 'ty1_due', callback = due, flags = { 'allow-oom' } }
-redis.register_function{ function_name = 'ty1_expire', callback = expire, flags = { 'allow-oom' } }
-redis.register_function{ function_name = 'ty1_hold', callback = hold, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'ty1_recall', callback = atomic(recall), flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'ty1_settle', callback = atomic(settle), flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'ty1_due', callback = atomic(due), flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'ty1_expire', callback = atomic(expire), flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'ty1_hold', callback = atomic(hold), flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'ty1_lease', callback = lease, flags = { 'allow-oom' } }
-redis.register_function{ function_name = 'ty1_open', callback = open, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'ty1_open', callback = atomic(open), flags = { 'allow-oom' } }
+redis.register_function('ty1_begin', atomic(begin_cell))
+redis.register_function('ty1_remember', atomic(remember))
 redis.register_function{ function_name = 'ty1_shapes', callback = shapes, flags = { 'no-writes' } }
 redis.register_function{ function_name = 'ty1_audit', callback = audit, flags = { 'no-writes' } }

@@ -29,6 +29,7 @@ local function pack_free(f)
 end
 
 local function remember_free(c, instance, packed)
+  c.packed[instance] = packed
   if not packed then
     c.free[instance] = false
     return false
@@ -60,7 +61,8 @@ local function resource_index(c, name, may_add)
     c.res_count = c.res_count + 1
     index = c.res_count
     c.res[name] = index
-    redis.call('HSET', key(c, ':res'), 'slots', 1, name, index)
+    put(c, ':res', 'slots', 1)
+    put(c, ':res', name, index)
   end
   return index
 end
@@ -154,22 +156,50 @@ local function has_labels(c, instance, shape)
   return true
 end
 
--- Write back every changed vector with one HSET, and keep the open sets true to them.
-local function write_free(c)
-  local values = {}
-  for instance in pairs(c.dirty) do
-    local f = c.free[instance] -- never false: nothing is taken from or given to an instance without a vector
-    values[#values + 1] = instance
-    values[#values + 1] = pack_free(f)
-    local is_open = f[2] == OPEN and f[FIRST] > 0
-    if is_open ~= c.before[instance] then
-      local command = is_open and 'SADD' or 'SREM'
-      for _, agent_type in ipairs(instance_of(c, instance).types) do
-        redis.call(command, key(c, ':open:' .. agent_type), instance)
-      end
-      c.before[instance] = is_open
+-- Undo of write_free: the vectors as they were read, and none where there was none.
+local function restore_free(c, packed)
+  local values, gone = {}, {}
+  for instance, before in pairs(packed) do
+    if before then
+      values[#values + 1] = instance
+      values[#values + 1] = before
+    else
+      gone[#gone + 1] = instance
     end
   end
+  in_chunks('HSET', key(c, ':free'), values, 4000)
+  in_chunks('HDEL', key(c, ':free'), gone, 4000)
+end
+
+-- Let the open sets of the instance's types follow its vector.
+local function list_open(c, instance, is_open)
+  for _, agent_type in ipairs(instance_of(c, instance).types) do
+    local members = key(c, ':open:' .. agent_type)
+    if is_open then
+      undo(c, 'SREM', members, instance)
+      redis.call('SADD', members, instance)
+    else
+      undo(c, 'SADD', members, instance)
+      redis.call('SREM', members, instance)
+    end
+  end
+  c.before[instance] = is_open
+end
+
+-- Write back every changed vector with one HSET, and keep the open sets true to them.
+local function write_free(c)
+  local values, before = {}, {}
+  for instance in pairs(c.dirty) do
+    local f = c.free[instance] -- never false: nothing is taken from or given to an instance without a vector
+    local packed = pack_free(f)
+    before[instance] = c.packed[instance]
+    c.packed[instance] = packed
+    values[#values + 1] = instance
+    values[#values + 1] = packed
+    local is_open = f[2] == OPEN and f[FIRST] > 0
+    if is_open ~= c.before[instance] then list_open(c, instance, is_open) end
+  end
+  undo(c, restore_free, before)
   in_chunks('HSET', key(c, ':free'), values, 4000)
   c.dirty = {}
 end
