@@ -86,15 +86,22 @@ class Connection:
     async def load(self) -> None:
         """Load the library, unless it or a newer build is there.
 
-        To load it is a write of 70 KB to the server's log, which a server that has no memory left refuses.
+        To load it is a write of 80 KB to the server's log, which a server that has no memory left refuses.
         """
         name, _, build, text = self._functions
-        code = f"#!lua name={name}\n-- build {build}\n{text}"
-        found = await self.command("FUNCTION", "LIST", "LIBRARYNAME", name, "WITHCODE")
-        there = dict(zip(found[0][::2], found[0][1::2], strict=True))[b"library_code"].decode() if found else ""
-        newer = re.match(r".*\n-- build (\d+)\n", there)
-        if there != code and not (newer and int(newer[1]) > build):
-            await self.command("FUNCTION", "LOAD", "REPLACE", code)
+        there = await self.loaded()
+        if there is None or there[0] < build or (there[0] == build and there[1] != text):
+            await self.command("FUNCTION", "LOAD", "REPLACE", f"#!lua name={name}\n-- build {build}\n{text}")
+
+    async def loaded(self) -> tuple[int, str] | None:
+        """Ask for the build and the text of the library that the server has; None if it has none of this name."""
+        found = await self.command("FUNCTION", "LIST", "LIBRARYNAME", self._functions.name, "WITHCODE")
+        if not found:
+            return None
+        code = dict(zip(found[0][::2], found[0][1::2], strict=True))[b"library_code"].decode()
+        _, said, text = code.split("\n", 2)
+        build = re.fullmatch(r"-- build (\d+)", said)
+        return (int(build[1]), text) if build else (0, code)
 
     def reader(self, *, block_ms: int) -> Callable[..., Awaitable[Any]]:
         """Return a `command` on a connection of its own, for commands that block for at most block_ms."""

@@ -90,15 +90,14 @@ def _persistence(info: Mapping[str, str]) -> Finding:
 
 
 async def _library(at: Reading) -> Finding:
-    code = library()
-    name = code.split("name=", 1)[1].split()[0]
-    rows = await at.connection.command("FUNCTION", "LIST", "LIBRARYNAME", name, "WITHCODE")
-    if not rows:
-        return Finding("warn", f"the function library {name} is not loaded", "a dispatcher loads it when it starts")
-    if code.encode() not in rows[0]:
-        advice = "expected while versions are mixed; else restart the dispatchers with this version"
-        return Finding("warn", f"the function library {name} is of another build", advice)
-    return Finding("ok", f"the function library {name} is loaded")
+    ours, there = library(), await at.connection.loaded()
+    if there is None:
+        return Finding("warn", f"the function library {ours.name} is not loaded", "a dispatcher loads it at its start")
+    shown = f"the function library {ours.name} is loaded, build {there[0]}"
+    if there[0] != ours.build:
+        advice = f"this version has build {ours.build}: expected while versions are mixed; the newest build stays"
+        return Finding("warn", shown, advice)
+    return Finding("ok", shown)
 
 
 async def _clock(at: Reading) -> Finding:

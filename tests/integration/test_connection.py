@@ -6,7 +6,7 @@ import random
 import pytest
 from msgspec import msgpack
 
-from taskyard.dispatcher.cell.connection import Connection
+from taskyard.dispatcher.cell.connection import Connection, Library
 from taskyard.dispatcher.cell.contract import Registration
 from taskyard.dispatcher.cell.redis import RedisCell
 from taskyard.dispatcher.cell.view import RedisView
@@ -96,6 +96,23 @@ async def test_a_worker_of_another_make_cannot_store_a_report_or_an_offer_that_s
     await until(lambda: live.evict(limit=9), what="its lease has run out, and it goes")
     assert await view.vectors() == {}
     await connection.close()
+
+
+async def test_of_two_builds_of_the_library_the_newer_one_stays(redis_url: str, cell: str) -> None:
+    text = "redis.register_function('tyx_who', function() return '%s' end)"
+    builds = [Library("taskyard_builds", "tyx", n, text % f"build {n}") for n in (1, 2)]
+    old, new = (Connection(redis_url, cell, functions=build) for build in builds)
+
+    await old.load()
+    assert await old.call("who") == b"build 1"
+    await new.load()
+    await old.load()  # as its tick does from time to time
+
+    assert await old.call("who") == await new.call("who") == b"build 2"
+    assert (await old.loaded()) == (2, builds[1].text)
+    await new.command("FUNCTION", "DELETE", "taskyard_builds")
+    for connection in (old, new):
+        await connection.close()
 
 
 async def test_a_library_that_the_server_lost_is_loaded_again(redis_url: str, cell: str) -> None:
