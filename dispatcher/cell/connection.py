@@ -19,7 +19,7 @@ from redis.retry import Retry
 
 from taskyard.schemas.errors import DependencyError
 
-LIBRARY_FILES = ("keys", "vector", "entry", "move", "apply", "lease", "finish", "tick")
+LIBRARY_FILES = ("keys", "vector", "entry", "move", "apply", "lease", "finish", "tick", "carry")
 """The function library, in the order in which one part uses another."""
 
 _BUILD = 2

@@ -8,11 +8,9 @@ not answer raises (DependencyError). All times are the server's, Unix ms.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
+from taskyard.dispatcher.cell.recovery import Incarnation, Opening, RecoveryCell
 from taskyard.dispatcher.core.snapshot import InstanceView, Report, ShapeView, Vector
 from taskyard.schemas.entry import Entry
-
-Incarnation = str
-"""A partition of one life of a topic: `<topic id>:<partition>`. A re-created topic has another id."""
 
 
 class CellConfig(NamedTuple):
@@ -98,17 +96,6 @@ class Full(NamedTuple):
 
 class Recovering(NamedTuple):
     """Refused, nothing changed: the cell has no history yet, or has lost it. Some dispatcher has to call `begin`."""
-
-
-class Opening(NamedTuple):
-    """generation: names the history. is_begun: False until `begin`: the cell is new, or has lost all it had."""
-
-    generation: str
-    is_begun: bool
-
-
-BUCKET_MS = 10_000
-"""Unfinished tasks are counted by the time of arrival of their records, in buckets so wide."""
 
 
 class Registration(NamedTuple):
@@ -219,7 +206,7 @@ class Place(NamedTuple):
 
     state: `queued`, `parked`, `later`, `finished` or `dead`. at: stream id, order key or a Unix time in ms, by state.
     via: `1` to `3` candidate of the plan, `o` open set, `u` pulled by a finish, `g` by a registration, `s` settle,
-    `d` due, `e` evicted, `r` resync.
+    `d` due, `e` evicted, `r` resync, `c` restored.
     """
 
     state: Literal["queued", "parked", "later", "finished", "dead"]
@@ -234,11 +221,12 @@ class Place(NamedTuple):
 class Outgoing(NamedTuple):
     """One entry of the outbox.
 
-    kind: `outcome` (body: encoded Outcome), `dead` (body: the entry), `refused` (body: encoded DeadLetter).
+    kind: `outcome` (body: encoded Outcome), `dead` (body: the entry), `refused` (body: encoded DeadLetter),
+    `uncarried` (body: the id of a carried task that has ended).
     """
 
     stream_id: str
-    kind: Literal["outcome", "dead", "refused"]
+    kind: Literal["outcome", "dead", "refused", "uncarried"]
     body: bytes
     reason: str = ""
     cause: str = ""
@@ -294,25 +282,11 @@ class WorkerCell(Protocol):
         ...
 
 
-class DispatcherCell(Protocol):
+class DispatcherCell(RecoveryCell, Protocol):
     """What the dispatcher's loops need. Every call may be repeated; each is bounded by its `limit`."""
 
     async def open(self, config: CellConfig) -> Opening:
         """Load the library, store the config, return the generation (a new one if the server has another run id)."""
-        ...
-
-    async def remember(self, task_ids: Sequence[str]) -> int:
-        """Note tasks that have ended, as the results topic tells. Returns how many were not known.
-
-        Only a cell that has not begun takes them. One that an instance holds is left to it.
-        """
-        ...
-
-    async def begin(self, applied: Mapping[Incarnation, int]) -> bool:
-        """Let a new cell, or one that has lost its history, take batches: each partition from this offset on.
-
-        False if it had begun already; nothing changes then.
-        """
         ...
 
     async def applied(self, partitions: Sequence[Incarnation]) -> dict[Incarnation, int]: ...
@@ -370,7 +344,7 @@ class FleetView(Protocol):
     async def unfinished(self) -> dict[int, int]:
         """Count the unfinished tasks by the arrival of their records: start of the bucket (Unix ms) -> tasks.
 
-        No task arrived before the first bucket; `BUCKET_MS` is the width.
+        No task that is not carried arrived before the first bucket; `recovery.BUCKET_MS` is the width.
         """
         ...
 

@@ -21,9 +21,7 @@ from taskyard.dispatcher.cell.contract import (
     Fenced,
     Finished,
     Full,
-    Incarnation,
     OnSent,
-    Opening,
     Outgoing,
     Recovering,
     Refused,
@@ -33,11 +31,13 @@ from taskyard.dispatcher.cell.contract import (
     Resynced,
     Running,
 )
+from taskyard.dispatcher.cell.recovery import BUCKET_MS, Incarnation, OldTasks, Opening
 
 _pack = msgspec.msgpack.Encoder().encode
 
 
 _PAGE = 1_000  # ids in one call
+_RESTORED = 100  # entries in one call
 
 
 class RedisCell:
@@ -137,6 +137,20 @@ class RedisCell:
         pages = [task_ids[first : first + _PAGE] for first in range(0, len(task_ids), _PAGE)]
         return sum([int(await self._call("remember", *page)) for page in pages])
 
+    async def restore(self, entries: Sequence[bytes]) -> int:
+        """Place or park carried tasks again, in a cell that has not begun."""
+        pages = [entries[first : first + _RESTORED] for first in range(0, len(entries), _RESTORED)]
+        return sum([int(await self._call("restore", *page)) for page in pages])
+
+    async def old(self, cursor: str, *, before_ms: int) -> OldTasks:
+        """Scan for old unfinished tasks that are not carried."""
+        following, *found = await self._call("old", cursor or 0, before_ms // BUCKET_MS, _PAGE)
+        return OldTasks("" if following == b"0" else following.decode(), tuple([name.decode() for name in found]))
+
+    async def carry(self, task_ids: Sequence[str]) -> tuple[bool, ...]:
+        """Note that copies of these tasks are safe elsewhere."""
+        return tuple([byte == ord("1") for byte in await self._call("carry", *task_ids)])
+
     async def begin(self, applied: Mapping[Incarnation, int]) -> bool:
         """Let the cell take batches, each partition from this offset on."""
         return bool(await self._call("begin", *chain.from_iterable(applied.items())))
@@ -224,6 +238,8 @@ def _refused(kind: bytes) -> Refused:
 
 def _outgoing(stream_id: str, fields: Sequence[bytes]) -> Outgoing:
     first = fields[0]
+    if first == b"x":
+        return Outgoing(stream_id, "uncarried", fields[1])
     if first == b"r":
         return Outgoing(stream_id, "outcome", fields[1])
     if first == b"p":

@@ -208,6 +208,15 @@ def take_back(state: TwinState, instance: str, *, limit: int, reason: bytes) -> 
     return len(live.queue.items)
 
 
+def entry_of(state: TwinState, task_id: str) -> bytes:
+    """The entry of a task that has a place."""
+    place = state.places[task_id]
+    if place.state == "queued":
+        return state.instances[place.instance].queue.items[place.at]
+    rows = state.parked_of(state.shape(place.shape)) if place.state == "parked" else state.later
+    return next(row[1] for row in rows if read_head(row[1]).id == task_id)
+
+
 def unplace(state: TwinState, task_id: str, place: Place) -> bool:
     """Take a task out of the park, or from where it waits for its retry. False if it is in neither."""
     if place.state == "parked":

@@ -128,6 +128,7 @@ class TwinState:
         """Of queued, parked and waiting tasks, without the entry."""
         self.done: list[dict[str, Place]] = [{}, {}]
         self.is_begun = False
+        self.carried: set[str] = set()
         self._done_began_ms: int | None = None
         self.holds: dict[str, str] = {}
         self.outbox: Stream[Outgoing] = Stream()
@@ -190,6 +191,9 @@ class TwinState:
         """Remember how a task ended."""
         self.places.pop(task_id, None)
         self.done[0][task_id] = place
+        if task_id in self.carried:
+            self.carried.remove(task_id)
+            self.outbox.add(Outgoing("", "uncarried", task_id.encode()), self.now_ms)
 
     def end_call(self) -> None:
         """End a call: what it has changed comes into the indices."""

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from taskyard.dispatcher.cell import twin_moves as moves
 from taskyard.dispatcher.cell.contract import (
@@ -13,17 +13,15 @@ from taskyard.dispatcher.cell.contract import (
     CellConfig,
     Fenced,
     Full,
-    Incarnation,
     OnSent,
-    Opening,
     Outgoing,
-    Place,
     Planned,
     Recovering,
 )
+from taskyard.dispatcher.cell.recovery import Incarnation, Opening
 from taskyard.dispatcher.cell.twin_entry import read_head
+from taskyard.dispatcher.cell.twin_recovery import TwinRecovery
 from taskyard.dispatcher.cell.twin_state import SLOTS, TwinState, parse_id
-from taskyard.dispatcher.cell.twin_view import TwinView
 from taskyard.dispatcher.core.shapes import Shape
 
 UNREAD = "not reading"
@@ -36,7 +34,7 @@ HEADS_PER_TYPE = 64
 """Shapes of one agent type that one expire looks at."""
 
 
-class TwinTick(TwinView):
+class TwinTick(TwinRecovery):
     """The contract's DispatcherCell, without cordon."""
 
     def __init__(self, chance: random.Random, clock: Callable[[], int]) -> None:
@@ -52,10 +50,6 @@ class TwinTick(TwinView):
             whole += 1
         return max(0, min(whole, slots - 1, 0xFFFF))
 
-    def _begin(self) -> TwinState:
-        self._state.now_ms = self._clock()
-        return self._state
-
     async def open(self, config: CellConfig) -> Opening:
         """Store the config, return the generation: a twin has one history."""
         state = self._begin()
@@ -64,26 +58,6 @@ class TwinTick(TwinView):
             live.headroom = self._headroom(name, live.capacity[SLOTS])
         state.generation = state.generation or f"{state.random.getrandbits(64):016x}"
         return Opening(state.generation, state.is_begun)
-
-    async def remember(self, task_ids: Sequence[str]) -> int:
-        """Note tasks that have ended, unless the cell has begun or an instance holds them."""
-        state = self._begin()
-        known = (state.places, *state.done)
-        new = [task_id for task_id in dict.fromkeys(task_ids) if not any(task_id in where for where in known)]
-        if state.is_begun:
-            return 0
-        for task_id in new:
-            state.remember(task_id, Place("finished", str(state.now_ms), 0, "", "", "", None))
-        return len(new)
-
-    async def begin(self, applied: Mapping[Incarnation, int]) -> bool:
-        """Let the cell take batches, each partition from this offset on."""
-        state = self._begin()
-        if state.is_begun:
-            return False
-        state.applied.update(applied)
-        state.is_begun = True
-        return True
 
     async def applied(self, partitions: Sequence[Incarnation]) -> dict[Incarnation, int]:
         """Tell up to which offset each partition has been applied; one that never was is absent."""

@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Callable
 
-from taskyard.dispatcher.cell.contract import BUCKET_MS, Delivery, Drift, Level, Place
+from taskyard.dispatcher.cell.contract import Delivery, Drift, Level, Place
+from taskyard.dispatcher.cell.recovery import BUCKET_MS
 from taskyard.dispatcher.cell.twin_entry import read_head
 from taskyard.dispatcher.cell.twin_state import Live, TwinState
 from taskyard.dispatcher.core.snapshot import InstanceView, Report, ShapeView, Vector
@@ -35,8 +36,8 @@ class TwinView:
         queued = [entry for live in state.instances.values() for entry in live.queue.items.values()]
         parked = [row[1] for shapes in state.park.values() for rows in shapes.values() for row in rows]
         waiting = [row[1] for row in state.later]
-        buckets = [int(read_head(e).arrived_ms // BUCKET_MS * BUCKET_MS) for e in (*queued, *parked, *waiting)]
-        return dict(Counter(buckets))
+        heads = [read_head(entry) for entry in (*queued, *parked, *waiting)]
+        return dict(Counter([bucket_ms(head.arrived_ms) for head in heads if head.id not in state.carried]))
 
     async def resources(self) -> tuple[str, ...]:
         """Tell the names of the resources, in the order of the vectors."""
@@ -109,6 +110,11 @@ class TwinView:
             if place is None or place.state != "queued" or (place.instance, place.at) != (instance, stream_id):
                 misplaced += 1
         return Drift(instance, drift, misplaced)
+
+
+def bucket_ms(arrived_ms: float) -> int:
+    """The start of the bucket in which a record arrived."""
+    return int(arrived_ms // BUCKET_MS * BUCKET_MS)
 
 
 def _seen(name: str, live: Live) -> InstanceView:

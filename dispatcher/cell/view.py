@@ -8,7 +8,6 @@ import msgspec
 
 from taskyard.dispatcher.cell.connection import Connection
 from taskyard.dispatcher.cell.contract import (
-    BUCKET_MS,
     Delivery,
     Drift,
     InstanceView,
@@ -18,6 +17,7 @@ from taskyard.dispatcher.cell.contract import (
     ShapeView,
     Vector,
 )
+from taskyard.dispatcher.cell.recovery import BUCKET_MS
 from taskyard.dispatcher.core.snapshot import State
 from taskyard.schemas.entry import Entry, decode_entry
 

@@ -5,7 +5,8 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from taskyard.dispatcher.cell.connection import Connection
-from taskyard.dispatcher.cell.contract import BUCKET_MS, CellConfig, Fenced, Range, Recovering, Resynced, Running
+from taskyard.dispatcher.cell.contract import CellConfig, Fenced, Range, Recovering, Resynced, Running
+from taskyard.dispatcher.cell.recovery import BUCKET_MS
 from tests.contract.rig import PARTITION, Rig, redis_rig, twin_rig
 
 

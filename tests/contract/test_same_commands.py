@@ -249,6 +249,10 @@ class SameCommands(RuleBasedStateMachine):
         assert told[0] == told[1]
         self._compare()
 
+    @rule(ns=st.lists(st.integers(0, 9), max_size=4))
+    def carry(self, ns: list[int]) -> None:
+        self._same(*[rig.cell.carry([f"t{n}" for n in ns]) for rig in self._rigs])
+
     @rule(limit=limits)
     def evict(self, limit: int) -> None:
         self._same(*[rig.cell.evict(limit=limit) for rig in self._rigs])

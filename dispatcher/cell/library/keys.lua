@@ -21,10 +21,12 @@
 -- :deadlines       zset    task id -> deadline, of parked tasks that have one
 -- :where           hash    task id -> place: q|bucket|via|stream id|attempt|instance|shape, p|bucket|key|attempt|shape,
 --                          l|bucket|due|attempt|shape; bucket: when its record arrived, in BUCKET_MS
--- :unfinished      hash    bucket -> how many unfinished tasks arrived in it
+-- :unfinished      hash    bucket -> how many unfinished tasks arrived in it, without those that are carried
+-- :carried         hash    task id -> bucket, of old unfinished tasks that the topic of carried ones keeps (carry.lua)
 -- :done0 :done1    hash    task id -> how it ended; two halves that rotate: the bounded memory of finished ids
 -- :hold :held      hash    shape -> instance held for it, and back
--- :out             stream  outbox: r = outcome | d, c, i, e = reason, cause, instance, entry of a dead one | p = refused record
+-- :out             stream  outbox: r = outcome | d, c, i, e = reason, cause, instance, entry of a dead one | p = refused record |
+--                          x = id of a carried task that has ended
 -- :stats           hash    parked, parked_bytes, later
 -- :lock:<name>     string  owner of a lease among the dispatchers (tick, relay)
 --
@@ -36,6 +38,7 @@
 
 local MAX_RESOURCES = 16
 local BUCKET_MS = 10000
+local CARRIED_AGE_MS = 60000 -- no younger task is carried: most end before that, and need not ask whether they are
 local UNREAD = 'not reading' -- why an instance that beats but does not read is closed
 local RESUMING = 'resuming' -- why one is closed that has not told yet what it runs
 -- Why an instance is closed whose entries are being taken back, a page a call. Its epoch counts no more: were its lease
@@ -135,9 +138,10 @@ end
 local function drop(c, suffix, field)
   local name = key(c, suffix)
   local old = redis.call('HGET', name, field)
-  if not old then return end
+  if not old then return false end
   undo(c, 'HSET', name, field, old)
   redis.call('HDEL', name, field)
+  return true
 end
 
 local function score(c, suffix, member, value)

@@ -106,17 +106,22 @@ local function unparked(c, shape, entry, id, order_key)
   end
 end
 
--- A known task has ended.
+local function publish(c, ...)
+  c.published = c.published + 1
+  undo(c, 'XDEL', key(c, ':out'), (redis.call('XADD', key(c, ':out'), '*', ...)))
+end
+
+-- A task is unfinished no more. bucket: when it arrived, nil if it was never counted.
 local function ended(c, id, how, instance, attempt, bucket)
   c.forget[#c.forget + 1] = id
   c.where[id] = nil
   c.done[id] = how .. '|' .. instance .. '|' .. attempt .. '|' .. string.format('%.0f', c.now)
-  if bucket then count_unfinished(c, bucket, -1) end
-end
-
-local function publish(c, ...)
-  c.published = c.published + 1
-  undo(c, 'XDEL', key(c, ':out'), (redis.call('XADD', key(c, ':out'), '*', ...)))
+  if not bucket then return end
+  if c.now - tonumber(bucket) * BUCKET_MS > CARRIED_AGE_MS and drop(c, ':carried', id) then
+    publish(c, 'x', id)
+  else
+    count_unfinished(c, bucket, -1)
+  end
 end
 
 local function dead(c, entry, head, reason, cause, instance)

@@ -1,0 +1,236 @@
+-- Checks of the indexes: vectors, flags, open sets, leases, heads, holds, counters against what they index (audit.lua).
+
+do
+
+local MAX_SUMMED = 1000 -- parked entries that are added up in one call
+local MAX_SUMMED_BYTES = 4194304
+local SUMMED_AT_ONCE = 50
+local MAX_COUNTED = 2000 -- places that are counted in one call
+local MAX_FLEET = 10000 -- instances that are counted in one call, 3 us each
+
+-- What is kept of an instance that is not registered.
+local function check_leftover(c, instance)
+  local left = {}
+  for _, suffix in ipairs({ ':free', ':closed', ':recalled', ':report' }) do
+    if redis.call('HEXISTS', key(c, suffix), instance) == 1 then left[#left + 1] = suffix end
+  end
+  local has_lease = redis.call('ZSCORE', key(c, ':lease'), instance)
+  if #left == 0 and not has_lease then return end
+  local detail = table.concat(left, ' ') .. (has_lease and ' :lease' or '')
+  found(c, 'leftover', 'instance', instance, '', '', detail, function()
+    for _, suffix in ipairs(left) do drop(c, suffix, instance) end
+    if has_lease then score(c, ':lease', instance, nil) end
+  end)
+end
+
+-- The empty queue of an instance that is not registered.
+function checks.stream(c, instance)
+  local queue = key(c, ':q:' .. instance)
+  if redis.call('EXISTS', queue) == 0 or redis.call('XLEN', queue) > 0 or instance_of(c, instance) then return end
+  found(c, 'leftover', 'stream', instance, '', '', ':q', function() c.gone[#c.gone + 1] = { queue } end)
+end
+
+-- The flag, and the open sets that follow from it.
+local function check_flag(c, instance, record, f)
+  local flag = checks.flag(c, instance)
+  if f[2] ~= flag then
+    local names = { [OPEN] = 'open', [CLOSED] = 'closed', [HELD] = 'held' }
+    found(c, 'flag', 'instance', instance, '', '', (names[f[2]] or f[2]) .. ', must be ' .. names[flag], function()
+      f[2] = flag
+      c.dirty[instance] = true
+    end)
+  end
+  local is_open, wrong = f[2] == OPEN and f[FIRST] > 0, {}
+  for _, agent_type in ipairs(record.types) do
+    local is_member = redis.call('SISMEMBER', key(c, ':open:' .. agent_type), instance) == 1
+    if is_member ~= is_open then wrong[#wrong + 1] = agent_type end
+  end
+  if #wrong > 0 then
+    local what = (is_open and 'missing in ' or 'must not be in ') .. table.concat(wrong, ', ')
+    found(c, 'open_set', 'instance', instance, '', '', what, function()
+      list_open(c, instance, f[2] == OPEN and f[FIRST] > 0)
+    end)
+  end
+end
+
+function checks.instance(c, instance)
+  local is_read, record = pcall(instance_of, c, instance)
+  if not is_read or record and (type(record.types) ~= 'table' or type(record.capacity) ~= 'table') then
+    found(c, 'unreadable', 'instance', instance, '', '', 'no registration that this version can read')
+    return nil
+  end
+  if not record then return check_leftover(c, instance) end
+  if not redis.call('ZSCORE', key(c, ':lease'), instance) then
+    found(c, 'lease', 'instance', instance, '', '', 'it has none', function()
+      score(c, ':lease', instance, number(c.now + record.lease_ms))
+    end)
+  end
+  local f = free_of(c, instance)
+  if not f then return record end -- told with the sums over its queue
+  local tag, headroom = struct.unpack('<I4', record.epoch), headroom_of(c, instance, record.capacity.slots)
+  if f[1] ~= tag or f[3] ~= headroom then
+    found(c, 'vector', 'instance', instance, '', '', 'its tag or headroom is not of its registration', function()
+      f[1], f[3] = tag, headroom
+      c.dirty[instance] = true
+    end)
+  end
+  check_flag(c, instance, record, f)
+  return record
+end
+
+-- A member of an open set that must not be there; whether it serves the type is asked here only.
+function checks.open(c, agent_type, instance)
+  local record, f = instance_of(c, instance), free_of(c, instance)
+  local serves = false
+  for _, served in ipairs(record and record.types or {}) do serves = serves or served == agent_type end
+  if serves and f then return end -- told with the instance
+  found(c, 'open_set', 'open', agent_type, instance, '', 'it is not registered for this type', function()
+    undo(c, 'SADD', key(c, ':open:' .. agent_type), instance)
+    redis.call('SREM', key(c, ':open:' .. agent_type), instance)
+  end)
+end
+
+-- The first key of a shape, and whether its type is listed as waiting.
+function checks.shape(c, shape_text)
+  local is_read, shape = pcall(shape_of, c, shape_text)
+  if not is_read then
+    found(c, 'unreadable', 'shape', shape_text, '', '', 'it is no shape')
+    return
+  end
+  local first = redis.call('ZRANGE', key(c, ':park:' .. shape_text), 0, 0, 'WITHSCORES')[2]
+  local head = redis.call('ZSCORE', key(c, ':heads:' .. shape.type), shape_text)
+  local is_waiting = redis.call('SISMEMBER', key(c, ':waiting'), shape.type) == 1
+  if tonumber(first or -1) == tonumber(head or -1) and (is_waiting or not first) then return end
+  local what = 'the park begins at ' .. (first or 'nothing') .. ', told is ' .. (head or 'nothing')
+  found(c, 'head', 'shape', shape_text, '', '', what, function()
+    refresh_head(c, shape)
+    if first then
+      if not is_waiting then undo(c, 'SREM', key(c, ':waiting'), shape.type) end
+      redis.call('SADD', key(c, ':waiting'), shape.type)
+    end
+  end)
+end
+
+-- A type that is listed as waiting and has nothing parked.
+function checks.type(c, agent_type)
+  if redis.call('SISMEMBER', key(c, ':waiting'), agent_type) == 0
+    or redis.call('EXISTS', key(c, ':heads:' .. agent_type)) == 1 then
+    return
+  end
+  found(c, 'head', 'type', agent_type, '', '', 'it is listed as waiting, and nothing of it is parked', function()
+    undo(c, 'SADD', key(c, ':waiting'), agent_type)
+    redis.call('SREM', key(c, ':waiting'), agent_type)
+  end)
+end
+
+function checks.deadline(c, id)
+  local where = redis.call('HGET', key(c, ':where'), id)
+  if where and string.sub(where, 1, 2) == 'p|' or not redis.call('ZSCORE', key(c, ':deadlines'), id) then return end
+  found(c, 'deadline', 'deadline', id, '', id, 'the task is not parked', function() score(c, ':deadlines', id, nil) end)
+end
+
+function checks.hold(c, shape_text, instance)
+  local held = redis.call('HGET', key(c, ':held'), instance)
+  local hold, f = redis.call('HGET', key(c, ':hold'), shape_text), free_of(c, instance)
+  if hold ~= instance and held ~= shape_text then return end
+  local is_right = hold == instance and held == shape_text and f and f[2] == HELD
+  if is_right and redis.call('EXISTS', key(c, ':park:' .. shape_text)) == 1 then return end
+  found(c, 'hold', 'hold', shape_text, instance, '', 'half of it is missing, or nothing is parked', function()
+    if hold == instance then drop(c, ':hold', shape_text) end
+    if held ~= shape_text then return end
+    drop(c, ':held', instance)
+    c.held[instance] = false
+    if f and f[2] == HELD then
+      f[2] = OPEN
+      c.dirty[instance] = true
+    end
+  end)
+end
+
+-- What is parked, by the shapes named and all that are listed; nil where it is too much for one call.
+local function parked_sums(c, names)
+  local seen, count, bytes = {}, 0, 0
+  for _, agent_type in ipairs(redis.call('SMEMBERS', key(c, ':waiting'))) do
+    for _, shape_text in ipairs(redis.call('ZRANGE', key(c, ':heads:' .. agent_type), 0, MAX_SUMMED)) do
+      names[#names + 1] = shape_text
+    end
+  end
+  if #names > MAX_SUMMED then return nil end
+  for _, shape_text in ipairs(names) do
+    if not seen[shape_text] then
+      seen[shape_text] = true
+      count = count + redis.call('ZCARD', key(c, ':park:' .. shape_text))
+    end
+  end
+  if count > MAX_SUMMED then return count, nil end
+  for shape_text in pairs(seen) do
+    for first = 0, MAX_SUMMED, SUMMED_AT_ONCE do
+      local rows = redis.call('ZRANGE', key(c, ':park:' .. shape_text), first, first + SUMMED_AT_ONCE - 1)
+      for _, entry in ipairs(rows) do bytes = bytes + #entry end
+      if bytes > MAX_SUMMED_BYTES then return count, nil end
+      if #rows < SUMMED_AT_ONCE then break end
+    end
+  end
+  return count, bytes
+end
+
+-- The counters of the park and of what waits. text: shapes that may be parked without being listed, one a line.
+function checks.counters(c, text)
+  local names = {}
+  for shape_text in string.gmatch(text, '[^\n]+') do names[#names + 1] = shape_text end
+  local parked, bytes = parked_sums(c, names)
+  local sums = { parked = parked, parked_bytes = bytes, later = redis.call('ZCARD', key(c, ':later')) }
+  for _, name in ipairs({ 'parked', 'parked_bytes', 'later' }) do
+    local told = tonumber(redis.call('HGET', key(c, ':stats'), name) or 0)
+    local sum = sums[name]
+    if sum and sum ~= told then
+      found(c, 'counter', 'counters', text, '', '', name .. ' ' .. told .. ', there are ' .. sum, function()
+        add(c, ':stats', name, sum - told)
+      end)
+    end
+  end
+end
+
+-- Tell a count of :serving or :unfinished that is not as it was counted.
+local function compare(c, kind, at, field, counted)
+  local told = tonumber(redis.call('HGET', key(c, ':' .. kind), field) or 0)
+  if told == counted then return end
+  found(c, kind, kind, field, at, '', told .. ' told, there are ' .. counted, function()
+    add(c, ':' .. kind, field, counted - told)
+  end)
+end
+
+-- How many instances serve each type: all are counted, so only if a walk over them has come to another number.
+function checks.serving(c)
+  if redis.call('HLEN', key(c, ':inst')) > MAX_FLEET then return end
+  local counted, flat = {}, redis.call('HGETALL', key(c, ':serving'))
+  for i = 1, #flat, 2 do counted[flat[i]] = 0 end
+  for _, instance in ipairs(redis.call('HKEYS', key(c, ':inst'))) do
+    local is_read, record = pcall(instance_of, c, instance)
+    for _, agent_type in ipairs(is_read and record.types or {}) do
+      counted[agent_type] = (counted[agent_type] or 0) + 1
+    end
+  end
+  for agent_type, count in pairs(counted) do compare(c, 'serving', '', agent_type, count) end
+end
+
+-- Unfinished tasks by bucket. Few are counted here. Of many the caller has counted one bucket (at: what it counted, and
+-- what was told then), which holds if what is told has not moved.
+function checks.unfinished(c, bucket, at)
+  local counted, told = string.match(at, '^(%d+)|(%-?%d+)$')
+  if counted then
+    local now = tonumber(redis.call('HGET', key(c, ':unfinished'), bucket) or 0)
+    if now == tonumber(told) then compare(c, 'unfinished', at, bucket, tonumber(counted)) end
+    return
+  end
+  if redis.call('HLEN', key(c, ':where')) > MAX_COUNTED then return end
+  local counts, flat = {}, redis.call('HGETALL', key(c, ':unfinished'))
+  for i = 1, #flat, 2 do counts[flat[i]] = 0 end
+  for _, where in ipairs(redis.call('HVALS', key(c, ':where'))) do
+    local of = string.match(where, '^.|(%d+)|')
+    if of then counts[of] = (counts[of] or 0) + 1 end
+  end
+  for of, count in pairs(counts) do compare(c, 'unfinished', '', of, count) end
+end
+
+end
