@@ -118,7 +118,7 @@ end
 
 -- What has been written stays.
 local function commit(c)
-  c.undo, c.undo_size, c.told, c.was, c.reindex = {}, 0, {}, {}, {}
+  c.undo_size, c.told, c.was, c.reindex = 0, {}, {}, {}
 end
 
 -- What a task's place was before this call; of several told, the first.
