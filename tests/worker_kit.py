@@ -3,16 +3,28 @@
 import asyncio
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
 
 from taskyard.dispatcher.cell.connection import Connection
-from taskyard.dispatcher.cell.contract import Applied, Batch, CellConfig, Outgoing, Place, Planned
+from taskyard.dispatcher.cell.contract import (
+    Applied,
+    Batch,
+    CellConfig,
+    DispatcherCell,
+    FleetView,
+    Outgoing,
+    Place,
+    Planned,
+)
 from taskyard.dispatcher.cell.redis import RedisCell
 from taskyard.dispatcher.cell.view import RedisView
 from taskyard.schemas.codec import JSON, codec_for
 from taskyard.schemas.entry import encode_entry, encode_headers, type_headers
 from taskyard.schemas.outcome import Outcome
 from taskyard.schemas.task import Task
+from taskyard.workers.context import Context
 from taskyard.workers.worker import Worker
 
 _DEADLINE_S = 15.0
@@ -40,14 +52,65 @@ async def running(worker: Worker) -> AsyncGenerator[asyncio.Task[None]]:
         task.result()
 
 
-class Yard:
+class Gate:
+    """A handler whose tasks are seen to start, and end when they may.
+
+    started: (task id, attempt) of each, in order. cancelled, ended: their ids.
+    """
+
+    def __init__(self) -> None:
+        self.started: list[tuple[str, int]] = []
+        self.cancelled: list[str] = []
+        self.ended: list[str] = []
+        self._failing: set[str] = set()
+        self._may_end: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+
+    async def run(self, work: Any, context: Context) -> str:  # noqa: ARG002 - it ends when it may, whatever the work
+        """The handler."""
+        name = context.task.id
+        self.started.append((name, context.attempt))
+        try:
+            await self._may_end[name].wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(name)
+            raise
+        self.ended.append(name)
+        if name in self._failing:
+            raise ValueError("as the test wants it")
+        return "done"
+
+    def let(self, *tasks: Task, fail: bool = False) -> None:
+        """Let tasks end: with success, or as a failed attempt."""
+        for task in tasks:
+            if fail:
+                self._failing.add(task.id)
+            self._may_end[task.id].set()
+
+    async def has_started(self, *tasks: Task) -> None:
+        """Wait until all of them have been started."""
+        names = {task.id for task in tasks}
+
+        async def have() -> bool:
+            return names <= {name for name, _ in self.started}
+
+        await eventually(have, f"{len(names)} tasks are started")
+
+    async def has_ended(self, *tasks: Task) -> None:
+        """Wait until all of them have ended."""
+        names = {task.id for task in tasks}
+
+        async def have() -> bool:
+            return names <= set(self.ended)
+
+        await eventually(have, f"{len(names)} tasks have ended")
+
+
+class Field:
     """One cell as the dispatcher and ops have it."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.root = connection.root
-        self.cell = RedisCell(connection)
-        self.view = RedisView(connection)
+    def __init__(self, cell: DispatcherCell, view: FleetView) -> None:
+        self.cell = cell
+        self.view = view
 
     async def put(self, *tasks: Task, instance: str = "", headers: type_headers = ()) -> None:
         """Apply tasks, with the instance as their candidate if one is named."""
@@ -86,7 +149,8 @@ class Yard:
         """Wait until the task is in one of the states."""
 
         async def is_there() -> bool:
-            return (await self.place(task)).state in states
+            place = await self.view.find(task.id)
+            return place is not None and place.state in states
 
         await eventually(is_there, f"{task.type} is {' or '.join(states)}")
         return await self.place(task)
@@ -100,6 +164,16 @@ class Yard:
         found = [JSON.decode_outcome(out.body) for out in await self.outgoing() if out.kind == "outcome"]
         assert len({outcome.id for outcome in found}) == len(found)
         return {outcome.id: outcome for outcome in found}
+
+
+class Yard(Field):
+    """A cell on Redis."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.root = connection.root
+        self.redis = RedisCell(connection)
+        super().__init__(self.redis, RedisView(connection))
 
 
 @contextlib.asynccontextmanager

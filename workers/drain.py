@@ -89,10 +89,11 @@ class Drain:
                 instance.ended(attempt)
 
     async def _leave(self, instance: Instance) -> None:
-        if instance.is_live:
+        had_lease = instance.has_lease
+        if not instance.is_stopped:
             # Before the call: a beat between two of its pages would be refused.
-            instance.life.move("stopped")
-            instance.wake.set()
+            instance.stop()
+        if had_lease:
             await self._keeper.leave(instance)
 
     def _running(self) -> list[Attempt]:
@@ -100,6 +101,7 @@ class Drain:
 
 
 async def _all_settled(instance: Instance) -> None:
-    while instance.held and instance.is_live:
+    # One without a lease waits for the next: the keeper registers it anew to tell its endings.
+    while instance.held and instance.life.state == "draining":
         instance.settled.clear()
         await instance.settled.wait()

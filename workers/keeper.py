@@ -9,6 +9,7 @@ from taskyard.dispatcher.cell.contract import Evicting, Finished, Refused, Worke
 from taskyard.workers.attempt import Attempt
 from taskyard.workers.instance import Instance
 from taskyard.workers.link import Link, backoff_s
+from taskyard.workers.resync import Resync
 
 log = logging.getLogger("taskyard.worker")
 
@@ -17,24 +18,26 @@ _PAGE_WAIT_S = 0.02  # between two pages of a former registration that is being 
 
 
 class Keeper:
-    """One for a process; each instance has an asyncio task of its own that runs `keep`."""
+    """One for a process; each instance has an asyncio task of its own that runs `keep`.
+
+    Registering, resyncing and finishing of one instance are done by that task alone, one after the other: an ending
+    never goes out while the cell is being told what is held.
+    """
 
     def __init__(self, cell: WorkerCell, link: Link, lease_ms: int) -> None:
         self._cell = cell
         self._link = link
+        self._resync = Resync(cell, link)
         self._lease_ms = lease_ms
 
     async def keep(self, instance: Instance) -> None:
         """Hold a lease and send endings until the instance is stopped; ends by itself then."""
         losses = 0
-        while instance.life.state != "stopped":
+        while not instance.is_stopped:
             await self._register(instance)
             registered_s = time.monotonic()
-            while instance.is_live:
-                await instance.wake.wait()
-                instance.wake.clear()
-                await self._finish_all(instance)
-            if instance.life.state == "starting":
+            await self._serve(instance)
+            if not instance.is_stopped:
                 is_stable = time.monotonic() - registered_s > _STABLE_LEASES * self._lease_ms / 1000
                 losses = 0 if is_stable else losses + 1
                 # Two processes under one id take it from each other for ever: ever more slowly.
@@ -43,36 +46,51 @@ class Keeper:
     async def _register(self, instance: Instance) -> None:
         epoch, tries = instance.new_epoch(), 0
         offer = instance.spec.registration(self._lease_ms)
-        while instance.life.state == "starting":
-            reply = await self._link.answer(partial(self._cell.register, instance.spec.id, epoch, offer))
+        call = partial(self._cell.register, instance.spec.id, epoch, offer, is_resuming=instance.must_resume)
+        while not instance.is_stopped:
+            reply = await self._link.answer(call)
             if isinstance(reply, Evicting):
                 log.debug("instance_waits", extra={"instance": instance.spec.id, "left": reply.left})
                 await asyncio.sleep(backoff_s(tries, first_s=_PAGE_WAIT_S, cap_s=1.0))
                 tries += 1
-            elif instance.life.state == "starting":
+            elif not instance.is_stopped:
                 instance.begin(reply.generation, reply.cursor)
-                log.info("instance_registered", extra={"instance": instance.spec.id, "epoch": epoch})
+                fields = {"instance": instance.spec.id, "epoch": epoch, "held": len(instance.held)}
+                log.info("instance_registered", extra=fields)
+                return
             else:  # stopped while the call was under way
                 await self.leave(instance)
 
-    async def _finish_all(self, instance: Instance) -> None:
-        while instance.is_live and (batch := instance.take_batch()):
-            await self._link.answer(partial(self._finish, instance, instance.epoch, batch))
+    async def _serve(self, instance: Instance) -> None:
+        """Send endings, and resync when the standing asks for it, while there is a lease."""
+        while instance.has_lease:
+            await instance.wake.wait()
+            instance.wake.clear()
+            if instance.standing.state == "resuming":
+                await self._resync.run(instance)
+            await self._finish_all(instance)
+            if instance.may_finish and not instance.is_open:
+                instance.open()  # all that it kept is accepted
 
-    async def _finish(self, instance: Instance, epoch: str, batch: list[Attempt]) -> None:
-        """Send endings once. Repeating it is harmless; what a resync has taken away meanwhile is left out."""
-        async with instance.lock:
-            if instance.epoch != epoch or not instance.is_live:
-                return
-            ours = [attempt for attempt in batch if not attempt.is_taken]
-            if not ours:
-                return
-            reply = await self._cell.finish(instance.spec.id, epoch, [attempt.ending() for attempt in ours])
-            if isinstance(reply, Refused):
-                _lose(instance, epoch, reply)
-                return
+    async def _finish_all(self, instance: Instance) -> None:
+        while instance.may_finish and (batch := instance.take_batch()):
+            await self._link.answer(partial(self._finish, instance, batch))
+
+    async def _finish(self, instance: Instance, batch: list[Attempt]) -> None:
+        """Send endings once. Repeating it is harmless.
+
+        A batch that is left because the standing was lost is not lost: all endings are queued anew by `resume`.
+        """
+        ours = [attempt for attempt in batch if not attempt.is_taken]
+        if not ours or not instance.may_finish:
+            return
+        epoch = instance.epoch
+        reply = await self._cell.finish(instance.spec.id, epoch, [attempt.ending() for attempt in ours])
+        if isinstance(reply, Finished):
             instance.settle(ours)
-        _log_uncounted(instance, ours, reply)
+            _log_uncounted(instance, ours, reply)
+        elif instance.has_lease:  # the pulse may have noticed it before
+            instance.lose(reply.why)
 
     async def leave(self, instance: Instance) -> None:
         """Unregister, page by page; what is left on the queue goes to others."""
@@ -83,18 +101,18 @@ class Keeper:
                 return
 
     async def close(self, instance: Instance) -> None:
-        """Let nothing more be placed on it; from then on what arrives is given back."""
-        if instance.life.state == "starting":
-            instance.life.move("stopped")
-        if not instance.is_live:
-            return
-        epoch = instance.epoch
-        call = partial(self._cell.close_instance, instance.spec.id, epoch, "draining")
-        is_ours = await self._link.answer(call)
+        """Let nothing more be placed on it; from then on what arrives is given back.
+
+        One that is not registered, or still resuming, is closed when it has told what it holds.
+        """
+        while instance.may_finish:
+            epoch = instance.epoch
+            # If it is refused, the next call is too, and tells why.
+            await self._link.answer(partial(self._cell.close_instance, instance.spec.id, epoch, "draining"))
+            if instance.epoch == epoch:
+                break
         # Not before the answer: a task given back to an open instance could come here once more.
         drain(instance)
-        if not is_ours:
-            _lose(instance, epoch, Refused("stale"))
 
 
 def drain(instance: Instance) -> None:
@@ -103,12 +121,6 @@ def drain(instance: Instance) -> None:
         instance.life.move("draining")
     elif instance.life.state == "starting":
         instance.life.move("stopped")
-
-
-def _lose(instance: Instance, epoch: str, reply: Refused) -> None:
-    # Another loop may have noticed it before.
-    if instance.is_live and instance.epoch == epoch:
-        instance.lose(reply.why)
 
 
 def _log_uncounted(instance: Instance, attempts: list[Attempt], reply: Finished) -> None:

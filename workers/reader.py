@@ -43,25 +43,24 @@ class Reader:
             pass
 
     async def _read_once(self, block_ms: int) -> bool:
-        """Read and start once. False if no instance is live, or if a sweep finds nothing more."""
-        live = {name: instance for name, instance in self._instances.items() if instance.is_live}
-        if not live:
+        """Read and start once. False if no instance is open, or if a sweep finds nothing more."""
+        opened = {name: instance for name, instance in self._instances.items() if instance.is_open}
+        if not opened:
             return False
-        cursors = {name: instance.cursor for name, instance in live.items()}
-        serials = {name: instance.serial for name, instance in live.items()}
+        cursors = {name: instance.cursor for name, instance in opened.items()}
+        serials = {name: instance.serial for name, instance in opened.items()}
         call = partial(self._cell.read, cursors, count=_COUNT, block_ms=block_ms)
         deliveries = await self._link.answer(call)
         self._start(deliveries, serials)
-        for name, instance in live.items():
-            if instance.serial == serials[name]:
-                instance.read_to = instance.cursor
+        for name, instance in opened.items():
+            instance.has_read(serials[name])
         return block_ms > 1 or bool(deliveries)
 
     def _start(self, deliveries: Sequence[Delivery], serials: dict[str, int]) -> None:
         for name, stream_id, raw in deliveries:
             instance = self._instances[name]
-            # Registered anew, resynced or recalled during the read: it is read again from the new cursor.
-            if instance.serial == serials[name] and instance.is_live:
+            # Registered anew, resyncing or recalled during the read: it is read again from the new cursor.
+            if instance.serial == serials[name] and instance.is_open:
                 self._runner.start(instance, stream_id, raw)
                 instance.cursor = stream_id
 

@@ -8,11 +8,13 @@ import re
 import signal
 import socket
 from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from taskyard.dispatcher.cell.connection import Connection
+from taskyard.dispatcher.cell.contract import WorkerCell
 from taskyard.dispatcher.cell.redis import RedisCell
 from taskyard.schemas.errors import ConfigError, SchemaError
 from taskyard.schemas.limits import check_labels, check_name, check_units
@@ -44,6 +46,7 @@ class Worker:
     redis, cell: where the live state is. instances: how many, each with `slots`, or what each of them offers.
     lease_ms: silent for longer, an instance is evicted and its tasks run elsewhere. drain_s: how long running tasks may
     go on after a stop. threads: for sync handlers; 0: one for each slot.
+    cells: makes the clients of the cell, instead of those of `redis`; each does one blocking read at a time.
     Raises ConfigError with every fault at once.
     """
 
@@ -58,6 +61,7 @@ class Worker:
         lease_ms: int = 10_000,
         drain_s: float = 30.0,
         threads: int = 0,
+        cells: Callable[[], WorkerCell] | None = None,
     ) -> None:
         checked, faults = inspect_handlers(handlers)
         specs = _specs(instances, slots, tuple(handlers))
@@ -70,6 +74,7 @@ class Worker:
             faults.append(f"redis: {error}")
         if faults:
             raise ConfigError("a worker that cannot start:\n" + "\n".join(f"- {fault}" for fault in faults))
+        self._cells = cells or partial(RedisCell, self._connection)
         self._drain_s = drain_s
         self._life = Lifecycle(WORKER)
         self._stopping = asyncio.Event()
@@ -80,14 +85,14 @@ class Worker:
         )
 
     def _compose(self, specs: Sequence[InstanceSpec], runner: Runner, lease_ms: int) -> None:
-        cell, link = RedisCell(self._connection), Link()
+        cell, link = self._cells(), Link()
         self._instances = [Instance(spec) for spec in specs]
         self._runner = runner
         self._keeper = Keeper(cell, link, lease_ms)
         self._pulse = Pulse(cell, link, self._instances, lease_ms)
         groups = [self._instances[i : i + MAX_INSTANCES] for i in range(0, len(self._instances), MAX_INSTANCES)]
         # A cell object for each reader: it does one blocking read at a time.
-        self._readers = [Reader(RedisCell(self._connection), link, group, runner) for group in groups]
+        self._readers = [Reader(self._cells(), link, group, runner) for group in groups]
         self._drain = Drain(self._instances, self._readers, self._keeper, runner)
 
     @property

@@ -144,7 +144,7 @@ async def test_an_instance_whose_epoch_is_not_current_stops_its_tasks_and_regist
     async with running(worker(field, redis_url, gate.run)):
         await field.put(one, instance="i")
         await gate.started.acquire()
-        while not isinstance(await field.cell.register("i", "0123456789abcdef", other), Registered):
+        while not isinstance(await field.redis.register("i", "0123456789abcdef", other), Registered):
             pass
         await gate.started.acquire()  # the worker has the instance back, and the task comes again
         gate.may_end.set()
