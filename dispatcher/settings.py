@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field
 
 from taskyard.dispatcher.cell.contract import MAX_BATCH, CellConfig
+from taskyard.dispatcher.cell.recovery import CARRIED_AGE_MS
 
 Positive = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
@@ -79,6 +80,26 @@ class TickSettings(Struct, frozen=True, forbid_unknown_fields=True):
     ] = 5_000
 
 
+class RecoverySettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """What happens when Redis has lost everything: Kafka is read again from the unfinished watermark."""
+
+    automatic: Annotated[bool, Meta(description="recover by itself; off: wait for `taskyard recover --start`")] = True
+    grace_ms: Annotated[Natural, Meta(description="before Kafka is read again, so that workers tell what they run")] = (
+        10_000
+    )
+    watermark_ms: Annotated[Positive, Meta(description="between two storings of the unfinished watermark")] = 5_000
+    carry_after_ms: Annotated[
+        int, Meta(ge=2 * CARRIED_AGE_MS, description="an older unfinished task is kept in the topic of carried ones")
+    ] = 600_000
+
+
+class AuditSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """The comparison of what the cell keeps twice, by one dispatcher at a time."""
+
+    mend: Annotated[bool, Meta(description="mend what can be mended; off: only tell")] = True
+    round_ms: Annotated[Positive, Meta(description="time of one round over the whole cell, at least")] = 60_000
+
+
 class HttpSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """/live, /ready and /metrics of a dispatcher."""
 
@@ -125,6 +146,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     order: OrderSettings = field(default_factory=OrderSettings)
     intake: IntakeSettings = field(default_factory=IntakeSettings)
     tick: TickSettings = field(default_factory=TickSettings)
+    recovery: RecoverySettings = field(default_factory=RecoverySettings)
+    audit: AuditSettings = field(default_factory=AuditSettings)
     http: HttpSettings = field(default_factory=HttpSettings)
     worker: WorkerSettings = field(default_factory=WorkerSettings)
     log: LogSettings = field(default_factory=LogSettings)

@@ -19,10 +19,23 @@ from redis.retry import Retry
 
 from taskyard.schemas.errors import DependencyError
 
-LIBRARY_FILES = ("keys", "vector", "entry", "move", "apply", "lease", "finish", "tick", "carry")
+LIBRARY_FILES = (
+    "keys",
+    "vector",
+    "entry",
+    "move",
+    "apply",
+    "lease",
+    "finish",
+    "tick",
+    "carry",
+    "check",
+    "index",
+    "audit",
+)
 """The function library, in the order in which one part uses another."""
 
-_BUILD = 2
+_BUILD = 3
 """Of the library's text, from 1: raised with every change of it. A server keeps the newest of those with one name."""
 
 _CALL_TIMEOUT_S = 5.0

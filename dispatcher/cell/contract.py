@@ -206,7 +206,7 @@ class Place(NamedTuple):
 
     state: `queued`, `parked`, `later`, `finished` or `dead`. at: stream id, order key or a Unix time in ms, by state.
     via: `1` to `3` candidate of the plan, `o` open set, `u` pulled by a finish, `g` by a registration, `s` settle,
-    `d` due, `e` evicted, `r` resync, `c` restored.
+    `d` due, `e` evicted, `r` resync, `c` restored, `m` mended.
     """
 
     state: Literal["queued", "parked", "later", "finished", "dead"]

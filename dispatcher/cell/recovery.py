@@ -55,6 +55,10 @@ class RecoveryCell(Protocol):
         """
         ...
 
+    async def copies(self, task_ids: Sequence[str]) -> list[bytes]:
+        """Read the entries of these tasks as they are now; empty: it has ended."""
+        ...
+
     async def carry(self, task_ids: Sequence[str]) -> tuple[bool, ...]:
         """Note that copies of these tasks are in the topic of carried ones: they do not count as unfinished any more.
 

@@ -147,6 +147,10 @@ class RedisCell:
         following, *found = await self._call("old", cursor or 0, before_ms // BUCKET_MS, _PAGE)
         return OldTasks("" if following == b"0" else following.decode(), tuple([name.decode() for name in found]))
 
+    async def copies(self, task_ids: Sequence[str]) -> list[bytes]:
+        """Read the entries of these tasks as they are now."""
+        return list(await self._call("copies", *task_ids))
+
     async def carry(self, task_ids: Sequence[str]) -> tuple[bool, ...]:
         """Note that copies of these tasks are safe elsewhere."""
         return tuple([byte == ord("1") for byte in await self._call("carry", *task_ids)])

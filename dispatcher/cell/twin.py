@@ -42,6 +42,7 @@ from taskyard.dispatcher.cell.contract import (
     Resynced,
     Running,
 )
+from taskyard.dispatcher.cell.twin_audit import TwinAudit
 from taskyard.dispatcher.cell.twin_entry import read_head, rewrite
 from taskyard.dispatcher.cell.twin_state import SLOTS, Live, parse_id
 from taskyard.dispatcher.cell.twin_tick import UNREAD, TwinTick
@@ -71,7 +72,7 @@ def _check_offer(instance: str, epoch: str, registration: Registration) -> None:
         raise DependencyError("the cell refused it: an instance has slots, and an epoch of at least four characters")
 
 
-class TwinCell(TwinTick):
+class TwinCell(TwinTick, TwinAudit):
     """The contract's WorkerCell, DispatcherCell and FleetView, in memory."""
 
     async def register(

@@ -31,6 +31,8 @@ COMMANDS = (
     ("queue", _LOOK, "Show the queues and what is parked, and why."),
     ("task", _LOOK, "Show where a task is, how it came there and what happened to it."),
     ("doctor", _LOOK, "Check Kafka, Redis and the cell, and say what to do."),
+    ("recover", _LOOK, "Show from where a lost cell would be read again, and start that."),
+    ("audit", _LOOK, "Compare used capacity, queues, places and indexes; mend what differs."),
     ("config", _LOOK, "Show the settings in force and where each comes from."),
 )
 

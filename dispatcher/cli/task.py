@@ -33,6 +33,8 @@ _VIA = {
     "d": "placed when its backoff was over",
     "e": "placed again after it was taken back from another instance",
     "r": "adopted again from the worker that ran it",
+    "c": "restored from the topic of carried tasks after everything was lost",
+    "m": "given its place back by the auditor",
 }
 # A record that intake has accepted is decoded, whatever its size: the dispatcher's bound may be set higher than ours.
 _ANY_SIZE = Limits(payload_bytes=1 << 30)

@@ -11,13 +11,13 @@
 -- unplaced      an entry whose task has no place                       giving it its place back
 -- misplaced     an entry whose task's place says what is not so        the same
 -- duplicate     an entry whose task really is elsewhere                removing it; its capacity is given back
--- ended         an entry or a place of a task that has ended           the same
+-- ended         an entry, a place or a carried copy of an ended task   removing it
 -- head          the first key of a shape, or the list of waiting types what is parked
 -- deadline      missing, wrong, or of a task that is not parked        the entry
 -- hold          one half of a hold, or a hold for nothing parked       ending it: the tick gives another
 -- counter       :stats other than what is parked or waits              the sums
 -- serving       other than the registered instances of the type        their number
--- unfinished    other than the places of that bucket                   their number
+-- unfinished    other than the places of that bucket, carried ones apart  their number
 -- lost          a place without an entry: nobody runs the task, and while its id is known no replay brings it back.
 --               Only Kafka has it still: told, with its id; its place stays, and with it the unfinished watermark
 -- overcommitted a queue holds more than its instance has               not: nothing comes onto it until enough ended
@@ -28,37 +28,39 @@
 
 do
 
-local ENTRIES = 400 -- of queues that are read in one call
+local ENTRIES = 400 -- of queues that are read in one call, 4 us each
+local INSTANCES = 10 -- of one page, about
 local MAX_FIELDS = 200 -- that one page of a scan is asked for
 
 local function new_call(c)
   c.found, c.mends, c.gone, c.points, c.counts, c.long = {}, {}, {}, {}, {}, {}
+  resource_index(c, 'slots', false) -- so that to read a shape asks nothing: an error there means that it is none
   return c
 end
 
 -- A page of a queue behind the cursor: stream id|mark|sums of the pages before. Returns the next cursor, '' at the end.
 local function walk_queue(c, instance, cursor, limit)
   local after, mark, text = string.match(cursor, '^(.-)|(.-)|(.*)$')
-  local sums, now = {}, checks.mark(c, instance)
-  if mark and mark ~= now then
+  if mark and mark ~= checks.mark(c, instance) then
     c.counts.moved = 1
     return ''
   end
+  local sums = {}
   for position, units in string.gmatch(text or '', '(%d+)=(%d+)') do sums[tonumber(position)] = tonumber(units) end
   local rows = redis.call('XRANGE', key(c, ':q:' .. instance), after and '(' .. after or '-', '+', 'COUNT', limit)
   checks.rows(c, instance, rows, sums)
   if #rows < limit then
-    checks.sums(c, instance, sums, now)
+    checks.sums(c, instance, sums, mark)
     return ''
   end
   local parts = {}
   for position, units in pairs(sums) do parts[#parts + 1] = position .. '=' .. units end
-  return rows[#rows][1] .. '|' .. now .. '|' .. table.concat(parts, ',')
+  return rows[#rows][1] .. '|' .. (mark or checks.mark(c, instance)) .. '|' .. table.concat(parts, ',')
 end
 
 -- Instances with their queues, but for those that are too long for this call: they are named.
 local function walk_instances(c, cursor)
-  local page = redis.call('HSCAN', key(c, ':inst'), cursor, 'COUNT', 20)
+  local page = redis.call('HSCAN', key(c, ':inst'), cursor, 'COUNT', INSTANCES)
   local left = ENTRIES
   for i = 1, #page[2], 2 do
     local instance = page[2][i]
@@ -105,10 +107,7 @@ end
 local function walk_places(c, cursor, limit)
   local next_cursor, flat = scan(c, 'HSCAN', ':where', cursor, limit)
   checks.places(c, flat)
-  for i = 2, #flat, 2 do
-    local bucket = string.match(flat[i], '^.|(%d+)|')
-    if bucket then c.counts[bucket] = (c.counts[bucket] or 0) + 1 end
-  end
+  checks.count_places(c, flat, c.counts)
   return next_cursor
 end
 
@@ -142,22 +141,29 @@ end
 each('heads', 'ZSCAN', ':heads:', 2, function(c, _, shape_text) checks.shape(c, shape_text) end)
 each('types', 'SSCAN', ':waiting', 1, function(c, _, agent_type) checks.type(c, agent_type) end)
 each('open', 'SSCAN', ':open:', 1, function(c, agent_type, instance) checks.open(c, agent_type, instance) end)
+each('carried', 'HSCAN', ':carried', 2, function(c, _, id) checks.carried(c, id) end)
 each('deadlines', 'ZSCAN', ':deadlines', 2, function(c, _, id) checks.deadline(c, id) end)
 each('hold', 'HSCAN', ':hold', 2, function(c, _, shape_text, instance) checks.hold(c, shape_text, instance) end)
 each('held', 'HSCAN', ':held', 2, function(c, _, instance, shape_text) checks.hold(c, shape_text, instance) end)
-for _, name in ipairs({ 'serving', 'unfinished' }) do -- as they are told
-  each(name, 'HSCAN', ':' .. name, 2, function(c, _, field, count) c.counts[field] = tonumber(count) end)
-end
 
--- Checks of one subject that a walk does not come by.
-for _, name in ipairs({ 'shape', 'counters' }) do
-  walks[name] = function(c, subject)
-    checks[name](c, subject, '')
+-- As they are told.
+local function tell(c, _, field, count) c.counts[field] = tonumber(count) end
+each('serving', 'HSCAN', ':serving', 2, tell)
+each('unfinished', 'HSCAN', ':unfinished', 2, tell)
+
+-- Checks of one subject that no walk comes by.
+local function once(walk, check)
+  walks[walk] = function(c, subject)
+    check(c, subject, '')
     return '0'
   end
 end
-walks.count_serving = function(c) checks.serving(c) return '0' end
-walks.count_unfinished = function(c) checks.unfinished(c, '', '') return '0' end
+
+once('instance', checks.instance)
+once('shape', checks.shape)
+once('counters', checks.counters)
+once('count_serving', checks.serving)
+once('count_unfinished', checks.unfinished)
 
 local function flat_of(counts)
   local flat = {}
@@ -201,9 +207,8 @@ end
 -- reply: misplaced, then per resource its name and used by the vector less the sum over the stream; empty if unknown
 local function audit(keys, args)
   local c, instance = new_call(begin(keys)), args[1]
-  local record, f = instance_of(c, instance), free_of(c, instance)
+  local record, f = checks.registered(c, instance), free_of(c, instance)
   if not record or not f then return {} end
-  resource_index(c, 'slots', false)
   local sums, after, rows = {}, '-', nil
   repeat
     rows = redis.call('XRANGE', key(c, ':q:' .. instance), after, '+', 'COUNT', ENTRIES)

@@ -20,6 +20,27 @@ local function old(keys, args)
   return reply
 end
 
+-- The entry of a task as it is now; '' if it has none any more.
+local function entry_of(c, id, where)
+  local at = queued(where)
+  if at then
+    local row = redis.call('XRANGE', key(c, ':q:' .. at.instance), at.stream_id, at.stream_id)[1]
+    return row and row[2][2] or ''
+  end
+  local kind, point, shape_text = string.match(where or '', '^(.)|.-|(.-)|.-|(.*)$')
+  if kind == 'p' then return parked_entry(c, { text = shape_text }, point, id) or '' end
+  return kind == 'l' and later_entry(c, point, id) or ''
+end
+
+-- copies: KEYS[1] root; ARGV id... Writes nothing. reply: per id its entry, '' if it has ended
+local function copies(keys, args)
+  local c, entries = begin(keys), {}
+  if #args == 0 then return entries end
+  local where = redis.call('HMGET', key(c, ':where'), unpack(args))
+  for i, id in ipairs(args) do entries[i] = entry_of(c, id, where[i]) end
+  return entries
+end
+
 -- Note a known task as carried. Returns whether it is.
 local function note_carried(c, id, where)
   local bucket = string.match(where, '^.|(.-)|')
@@ -72,5 +93,6 @@ local function restore(c, args)
 end
 
 redis.register_function{ function_name = 'ty1_old', callback = old, flags = { 'no-writes' } }
+redis.register_function{ function_name = 'ty1_copies', callback = copies, flags = { 'no-writes' } }
 redis.register_function{ function_name = 'ty1_carry', callback = atomic(carry), flags = { 'allow-oom' } }
 redis.register_function('ty1_restore', atomic(restore))

@@ -16,6 +16,18 @@ do
 local STRANDED = 'its instance was not registered'
 local MENDED = 'm' -- via which a place came
 
+-- The registration of an instance; nil if there is none, or none that can be read, which the second value tells apart.
+function checks.registered(c, instance)
+  if c.inst[instance] then return c.inst[instance], false end
+  local packed = redis.call('HGET', key(c, ':inst'), instance)
+  if not packed then return nil, false end
+  local is_read, r = pcall(cmsgpack.unpack, string.sub(packed, 9))
+  local is_right = is_read and type(r) == 'table' and type(r[1]) == 'string' and #r[1] >= 4 and type(r[2]) == 'table'
+    and type(r[3]) == 'table' and type(r[3].slots) == 'number' and type(r[5]) == 'number'
+  if not is_right then return nil, true end
+  return instance_of(c, instance), false
+end
+
 -- The head of an entry, or nil if it is of another make.
 local function readable(c, entry)
   local is_read, head = pcall(read_head, entry)
@@ -81,16 +93,21 @@ local function known_places(c, ids)
   return where, is_ended
 end
 
+-- A task that has ended has no place, and is unfinished no more.
 local function forget(c, id, where)
   local bucket = string.match(where, '^.|(%d+)|')
   drop(c, ':where', id)
-  if bucket then count_unfinished(c, bucket, -1) end
+  if drop(c, ':carried', id) then
+    publish(c, 'x', id)
+  elseif bucket then
+    count_unfinished(c, bucket, -1)
+  end
 end
 
 -- Take an entry away from where it was found. From a stream it goes at the very end: that cannot be undone.
 local function remove(c, spot, entry, head)
   if spot.kind == 'q' then
-    if instance_of(c, spot.instance) then give(c, spot.instance, shape_of(c, head.shape)) end
+    if free_of(c, spot.instance) then give(c, spot.instance, shape_of(c, head.shape)) end
     c.gone[#c.gone + 1] = { key(c, ':q:' .. spot.instance), spot.at }
   elseif spot.kind == 'l' then
     score(c, ':later', entry, nil)
@@ -141,6 +158,7 @@ local function check_stranded(c, spot, entry, head, where, is_ended)
   end
   found(c, 'stranded', 'queue', spot.instance, spot.at, head.id, 'the instance is not registered', function()
     undo(c, was_at, head.id, where)
+    c.free[spot.instance] = false -- its vector may be left, and its name in the open sets: it must not come back here
     again(c, entry, spot.instance, STRANDED, 0, nil)
     c.gone[#c.gone + 1] = { key(c, ':q:' .. spot.instance), spot.at }
   end)
@@ -154,7 +172,8 @@ function checks.rows(c, instance, rows, sums)
     ids[i] = heads[i] and heads[i].id or ''
   end
   local where, is_ended = known_places(c, ids)
-  local check = instance_of(c, instance) and check_entry or check_stranded
+  local record, is_unreadable = checks.registered(c, instance)
+  local check = (record or is_unreadable) and check_entry or check_stranded
   for i, row in ipairs(rows) do
     local head = heads[i]
     if head then
@@ -176,7 +195,7 @@ end
 
 -- Changes with every change of the queue, the vector or the registration.
 function checks.mark(c, instance)
-  local record, queue = instance_of(c, instance), key(c, ':q:' .. instance)
+  local record, queue = checks.registered(c, instance), key(c, ':q:' .. instance)
   local words = { record and record.epoch or '', redis.call('HGET', key(c, ':free'), instance) or '' }
   if redis.call('EXISTS', queue) == 1 then
     local flat = redis.call('XINFO', 'STREAM', queue)
@@ -195,11 +214,25 @@ function checks.flag(c, instance)
   return redis.call('HEXISTS', key(c, ':held'), instance) == 1 and HELD or OPEN
 end
 
--- The vector of an instance against the sums over its whole queue.
+-- Make an instance a member of the open sets or not, as its vector says. Not by list_open: what that takes back is what
+-- the sets should have been before.
+function checks.list(c, instance, record, f)
+  local is_open = f[2] == OPEN and f[FIRST] > 0
+  for _, agent_type in ipairs(record.types) do checks.member(c, ':open:' .. agent_type, instance, is_open) end
+  c.before[instance] = is_open
+end
+
+function checks.member(c, suffix, name, is_member)
+  local members = key(c, suffix)
+  if (redis.call('SISMEMBER', members, name) == 1) == is_member then return end
+  undo(c, is_member and 'SREM' or 'SADD', members, name)
+  redis.call(is_member and 'SADD' or 'SREM', members, name)
+end
+
+-- The vector of an instance against the sums over its whole queue. mark: nil if they were read in this call.
 function checks.sums(c, instance, sums, mark)
-  local record, f = instance_of(c, instance), free_of(c, instance)
+  local record, f = checks.registered(c, instance), free_of(c, instance)
   if not record then return end
-  resource_index(c, 'slots', false)
   local wrong, over, parts = {}, {}, {}
   for name, index in pairs(c.res) do
     local held, capacity = sums[FIRST - 1 + index] or 0, record.capacity[name] or 0
@@ -209,8 +242,9 @@ function checks.sums(c, instance, sums, mark)
       wrong[#wrong + 1] = name .. ' ' .. capacity - free .. ' used, ' .. held .. ' on the queue'
     end
   end
+  if f and #wrong + #over == 0 then return end
   for position, units in pairs(sums) do parts[#parts + 1] = position .. '=' .. units end
-  local at = mark .. '|' .. table.concat(parts, ',')
+  local at = (mark or checks.mark(c, instance)) .. '|' .. table.concat(parts, ',')
   local function mend()
     local mended = f or vector_of(c, instance, record.epoch, record.capacity)
     for name, index in pairs(c.res) do
@@ -219,8 +253,9 @@ function checks.sums(c, instance, sums, mark)
     end
     if not f then
       mended[2] = checks.flag(c, instance)
-      c.free[instance], c.packed[instance], c.before[instance] = mended, false, false
+      c.free[instance], c.packed[instance] = mended, false
     end
+    checks.list(c, instance, record, mended)
     c.dirty[instance] = true
   end
   if not f then found(c, 'vector', 'used', instance, at, '', 'it has none', mend) end
@@ -320,6 +355,21 @@ end
 function checks.place(c, id)
   local where = redis.call('HGET', key(c, ':where'), id)
   if where then checks.places(c, { id, where }) end
+end
+
+-- A carried task must have a place: else nothing deletes its copy.
+function checks.carried(c, id)
+  local has_place = redis.call('HEXISTS', key(c, ':where'), id) == 1
+  if has_place or redis.call('HEXISTS', key(c, ':carried'), id) == 0 then return end
+  local _, is_ended = known_places(c, { id })
+  if not is_ended[1] then
+    found(c, 'lost', 'carried', id, '', id, 'it has no place; the topic of carried tasks has it')
+    return
+  end
+  found(c, 'ended', 'carried', id, '', id, 'the task has ended', function()
+    drop(c, ':carried', id)
+    publish(c, 'x', id)
+  end)
 end
 
 end

@@ -26,6 +26,14 @@ local function parked_entry(c, shape, order_key, id)
   return nil
 end
 
+-- The entry of this id that waits for its retry, found by when it is due.
+local function later_entry(c, due, id)
+  for _, entry in ipairs(redis.call('ZRANGEBYSCORE', key(c, ':later'), due, due, 'LIMIT', 0, TIES)) do
+    if id_of(entry) == id then return entry end
+  end
+  return nil
+end
+
 -- Take a task that is parked or waits for its retry out of there. False if it is in neither place.
 local function unplace(c, id, where)
   local kind, at, shape_text = string.match(where, '^(.)|.-|(.-)|.-|(.*)$')
@@ -39,16 +47,34 @@ local function unplace(c, id, where)
     return true
   end
   if kind == 'l' then
-    for _, entry in ipairs(redis.call('ZRANGEBYSCORE', key(c, ':later'), at, at, 'LIMIT', 0, 1000)) do
-      if id_of(entry) == id then
-        undo(c, 'ZADD', key(c, ':later'), at, entry)
-        redis.call('ZREM', key(c, ':later'), entry)
-        c.later = c.later - 1
-        return true
-      end
-    end
+    local entry = later_entry(c, at, id)
+    if not entry then return false end
+    undo(c, 'ZADD', key(c, ':later'), at, entry)
+    redis.call('ZREM', key(c, ':later'), entry)
+    c.later = c.later - 1
+    return true
   end
   return false
+end
+
+-- Delete entries whose reservations were given back. If one was not there (the auditor tells it as lost), what is free
+-- is what the others leave.
+local function delete_entries(c, instance, stream_ids)
+  local queue = key(c, ':q:' .. instance)
+  local count = redis.call('XDEL', queue, unpack(stream_ids))
+  commit(c)
+  local record, f = instance_of(c, instance), free_of(c, instance)
+  if count == #stream_ids or not record or not f then return end
+  resource_index(c, 'slots', false)
+  for name, index in pairs(c.res) do
+    if f[FIRST - 1 + index] then f[FIRST - 1 + index] = record.capacity[name] or 0 end
+  end
+  for _, row in ipairs(redis.call('XRANGE', queue, '-', '+')) do
+    take(c, instance, f, shape_of(c, read_head(row[2][2]).shape))
+  end
+  c.dirty[instance] = true
+  write_free(c)
+  commit(c)
 end
 
 -- One ending that counts: the task leaves the queue and its reservation is given back. False if it is not there.
@@ -94,8 +120,7 @@ local function end_late(c, instance, ending, detail)
   ended(c, id, 's', instance, ending[3], where and string.match(where, '^.|(.-)|'))
   if at then give(c, at.instance, shape_of(c, at.shape)) end
   finish_call(c)
-  if at then redis.call('XDEL', key(c, ':q:' .. at.instance), at.stream_id) end
-  commit(c)
+  if at then delete_entries(c, at.instance, { at.stream_id }) else commit(c) end
   return true
 end
 
@@ -135,8 +160,7 @@ local function finish(c, args)
   if #gone > 0 then
     pulled = pull(c, instance, #gone + PULL_MARGIN, 'u')
     finish_call(c)
-    redis.call('XDEL', key(c, ':q:' .. instance), unpack(gone))
-    commit(c)
+    delete_entries(c, instance, gone)
   end
   for _, i in ipairs(late) do
     if end_late(c, instance, endings[i], args[3 + i]) then counted[i] = '1' end

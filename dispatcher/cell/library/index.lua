@@ -6,6 +6,7 @@ local MAX_SUMMED = 1000 -- parked entries that are added up in one call
 local MAX_SUMMED_BYTES = 4194304
 local SUMMED_AT_ONCE = 50
 local MAX_COUNTED = 2000 -- places that are counted in one call
+local IDS_AT_ONCE = 1000
 local MAX_FLEET = 10000 -- instances that are counted in one call, 3 us each
 
 -- What is kept of an instance that is not registered.
@@ -26,7 +27,8 @@ end
 -- The empty queue of an instance that is not registered.
 function checks.stream(c, instance)
   local queue = key(c, ':q:' .. instance)
-  if redis.call('EXISTS', queue) == 0 or redis.call('XLEN', queue) > 0 or instance_of(c, instance) then return end
+  if redis.call('EXISTS', queue) == 0 or redis.call('XLEN', queue) > 0
+    or redis.call('HEXISTS', key(c, ':inst'), instance) == 1 then return end
   found(c, 'leftover', 'stream', instance, '', '', ':q', function() c.gone[#c.gone + 1] = { queue } end)
 end
 
@@ -37,6 +39,7 @@ local function check_flag(c, instance, record, f)
     local names = { [OPEN] = 'open', [CLOSED] = 'closed', [HELD] = 'held' }
     found(c, 'flag', 'instance', instance, '', '', (names[f[2]] or f[2]) .. ', must be ' .. names[flag], function()
       f[2] = flag
+      checks.list(c, instance, record, f)
       c.dirty[instance] = true
     end)
   end
@@ -47,15 +50,13 @@ local function check_flag(c, instance, record, f)
   end
   if #wrong > 0 then
     local what = (is_open and 'missing in ' or 'must not be in ') .. table.concat(wrong, ', ')
-    found(c, 'open_set', 'instance', instance, '', '', what, function()
-      list_open(c, instance, f[2] == OPEN and f[FIRST] > 0)
-    end)
+    found(c, 'open_set', 'instance', instance, '', '', what, function() checks.list(c, instance, record, f) end)
   end
 end
 
 function checks.instance(c, instance)
-  local is_read, record = pcall(instance_of, c, instance)
-  if not is_read or record and (type(record.types) ~= 'table' or type(record.capacity) ~= 'table') then
+  local record, is_unreadable = checks.registered(c, instance)
+  if is_unreadable then
     found(c, 'unreadable', 'instance', instance, '', '', 'no registration that this version can read')
     return nil
   end
@@ -80,13 +81,12 @@ end
 
 -- A member of an open set that must not be there; whether it serves the type is asked here only.
 function checks.open(c, agent_type, instance)
-  local record, f = instance_of(c, instance), free_of(c, instance)
-  local serves = false
+  local record, is_unreadable = checks.registered(c, instance)
+  local serves, f = is_unreadable, free_of(c, instance)
   for _, served in ipairs(record and record.types or {}) do serves = serves or served == agent_type end
   if serves and f then return end -- told with the instance
   found(c, 'open_set', 'open', agent_type, instance, '', 'it is not registered for this type', function()
-    undo(c, 'SADD', key(c, ':open:' .. agent_type), instance)
-    redis.call('SREM', key(c, ':open:' .. agent_type), instance)
+    checks.member(c, ':open:' .. agent_type, instance, false)
   end)
 end
 
@@ -103,11 +103,8 @@ function checks.shape(c, shape_text)
   if tonumber(first or -1) == tonumber(head or -1) and (is_waiting or not first) then return end
   local what = 'the park begins at ' .. (first or 'nothing') .. ', told is ' .. (head or 'nothing')
   found(c, 'head', 'shape', shape_text, '', '', what, function()
-    refresh_head(c, shape)
-    if first then
-      if not is_waiting then undo(c, 'SREM', key(c, ':waiting'), shape.type) end
-      redis.call('SADD', key(c, ':waiting'), shape.type)
-    end
+    score(c, ':heads:' .. shape.type, shape_text, first)
+    checks.member(c, ':waiting', shape.type, redis.call('EXISTS', key(c, ':heads:' .. shape.type)) == 1)
   end)
 end
 
@@ -118,8 +115,7 @@ function checks.type(c, agent_type)
     return
   end
   found(c, 'head', 'type', agent_type, '', '', 'it is listed as waiting, and nothing of it is parked', function()
-    undo(c, 'SADD', key(c, ':waiting'), agent_type)
-    redis.call('SREM', key(c, ':waiting'), agent_type)
+    checks.member(c, ':waiting', agent_type, false)
   end)
 end
 
@@ -140,10 +136,11 @@ function checks.hold(c, shape_text, instance)
     if held ~= shape_text then return end
     drop(c, ':held', instance)
     c.held[instance] = false
-    if f and f[2] == HELD then
-      f[2] = OPEN
-      c.dirty[instance] = true
-    end
+    local record = checks.registered(c, instance)
+    if not record or not f or f[2] ~= HELD then return end
+    f[2] = OPEN
+    checks.list(c, instance, record, f)
+    c.dirty[instance] = true
   end)
 end
 
@@ -206,12 +203,25 @@ function checks.serving(c)
   local counted, flat = {}, redis.call('HGETALL', key(c, ':serving'))
   for i = 1, #flat, 2 do counted[flat[i]] = 0 end
   for _, instance in ipairs(redis.call('HKEYS', key(c, ':inst'))) do
-    local is_read, record = pcall(instance_of, c, instance)
-    for _, agent_type in ipairs(is_read and record.types or {}) do
+    local record = checks.registered(c, instance)
+    for _, agent_type in ipairs(record and record.types or {}) do
       counted[agent_type] = (counted[agent_type] or 0) + 1
     end
   end
   for agent_type, count in pairs(counted) do compare(c, 'serving', '', agent_type, count) end
+end
+
+-- Count places, as [id, place, ...], by the buckets in which they are unfinished: carried tasks in none.
+function checks.count_places(c, flat, counts)
+  for first = 1, #flat, IDS_AT_ONCE * 2 do
+    local ids = {}
+    for i = first, math.min(first + IDS_AT_ONCE * 2, #flat) - 1, 2 do ids[#ids + 1] = flat[i] end
+    local carried = redis.call('HMGET', key(c, ':carried'), unpack(ids))
+    for n in ipairs(ids) do
+      local bucket = not carried[n] and string.match(flat[first + 2 * n - 1], '^.|(%d+)|')
+      if bucket then counts[bucket] = (counts[bucket] or 0) + 1 end
+    end
+  end
 end
 
 -- Unfinished tasks by bucket. Few are counted here. Of many the caller has counted one bucket (at: what it counted, and
@@ -226,10 +236,7 @@ function checks.unfinished(c, bucket, at)
   if redis.call('HLEN', key(c, ':where')) > MAX_COUNTED then return end
   local counts, flat = {}, redis.call('HGETALL', key(c, ':unfinished'))
   for i = 1, #flat, 2 do counts[flat[i]] = 0 end
-  for _, where in ipairs(redis.call('HVALS', key(c, ':where'))) do
-    local of = string.match(where, '^.|(%d+)|')
-    if of then counts[of] = (counts[of] or 0) + 1 end
-  end
+  checks.count_places(c, redis.call('HGETALL', key(c, ':where')), counts)
   for of, count in pairs(counts) do compare(c, 'unfinished', '', of, count) end
 end
 

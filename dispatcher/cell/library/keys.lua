@@ -28,7 +28,7 @@
 -- :out             stream  outbox: r = outcome | d, c, i, e = reason, cause, instance, entry of a dead one | p = refused record |
 --                          x = id of a carried task that has ended
 -- :stats           hash    parked, parked_bytes, later
--- :lock:<name>     string  owner of a lease among the dispatchers (tick, relay)
+-- :lock:<name>     string  owner of a lease among the dispatchers (tick, relay, ...)
 --
 -- A call takes effect whole or not at all. Redis keeps what a function wrote before it failed, so every write has its
 -- `undo` noted, and `atomic` runs those, the latest first, before it passes the error on. What cannot be undone is the

@@ -146,7 +146,7 @@ local function register(c, args)
   local epoch, types, capacity = offered[1], offered[2], offered[3]
   local before = instance_of(c, instance)
   if before and before.epoch == epoch and not is_leaving(c, instance) then
-    redis.call('ZADD', key(c, ':lease'), number(c.now + before.lease_ms), instance)
+    score(c, ':lease', instance, number(c.now + before.lease_ms))
     return { 'ok', meta(c, 'generation') or '', c.now, '0-0' }
   end
   local f = vector_of(c, instance, epoch, capacity) -- first: a shape may need a resource that it adds
@@ -233,6 +233,10 @@ local function evict(c, args)
   spare(c)
   local expired = redis.call('ZRANGEBYSCORE', key(c, ':lease'), '-inf', number(c.now), 'LIMIT', 0, 1)[1]
   if not expired then return {} end
+  if not instance_of(c, expired) then -- a lease of nobody
+    score(c, ':lease', expired, nil)
+    return { expired, 0 }
+  end
   return { expired, take_back(c, expired, math.min(tonumber(args[1]), MAX_PAGE), 'the lease ran out') }
 end
 

@@ -139,7 +139,9 @@ end
 local function any_open(c, shape)
   for _, instance in ipairs(redis.call('SRANDMEMBER', key(c, ':open:' .. shape.type), OPEN_TRIES)) do
     local f = free_of(c, instance)
-    if f and fits(c, instance, f, shape) and has_labels(c, instance, shape) then return instance, f end
+    if f and instance_of(c, instance) and fits(c, instance, f, shape) and has_labels(c, instance, shape) then
+      return instance, f
+    end
   end
   return nil
 end

@@ -278,38 +278,6 @@ local function shapes(keys, args)
   return reply
 end
 
--- audit: KEYS[1] root; ARGV instance. Compares the ledger with the vector and the places. Writes nothing.
--- reply: misplaced, then per resource its name and used by the vector less the sum over the stream; empty if unknown
-local function audit(keys, args)
-  local c, instance = begin(keys), args[1]
-  local record, f = instance_of(c, instance), free_of(c, instance)
-  if not record or not f then return {} end
-  resource_index(c, 'slots', false)
-  local drift, misplaced = {}, 0
-  for name, index in pairs(c.res) do
-    if f[FIRST - 1 + index] then drift[index] = (record.capacity[name] or 0) - f[FIRST - 1 + index] end
-  end
-  for _, row in ipairs(redis.call('XRANGE', key(c, ':q:' .. instance), '-', '+')) do
-    local head = read_head(row[2][2])
-    local shape = shape_of(c, head.shape)
-    drift[1] = drift[1] - shape.slots
-    for i = 1, #shape.needs, 2 do
-      local index = shape.needs[i] - FIRST + 1
-      drift[index] = (drift[index] or 0) - shape.needs[i + 1]
-    end
-    local at = queued(redis.call('HGET', key(c, ':where'), head.id))
-    if not at or at.stream_id ~= row[1] or at.instance ~= instance then misplaced = misplaced + 1 end
-  end
-  local reply = { misplaced }
-  for name, index in pairs(c.res) do
-    if drift[index] then
-      reply[#reply + 1] = name
-      reply[#reply + 1] = drift[index]
-    end
-  end
-  return reply
-end
-
 redis.register_function{ function_name = 'ty1_recall', callback = atomic(recall), flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'ty1_settle', callback = atomic(settle), flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'ty1_due', callback = atomic(due), flags = { 'allow-oom' } }
@@ -320,4 +288,3 @@ redis.register_function{ function_name = 'ty1_open', callback = atomic(open), fl
 redis.register_function('ty1_begin', atomic(begin_cell))
 redis.register_function('ty1_remember', atomic(remember))
 redis.register_function{ function_name = 'ty1_shapes', callback = shapes, flags = { 'no-writes' } }
-redis.register_function{ function_name = 'ty1_audit', callback = audit, flags = { 'no-writes' } }
