@@ -13,7 +13,7 @@ import structlog
 
 from taskyard.dispatcher.arrivals import Arrival
 from taskyard.dispatcher.batches import batch_of
-from taskyard.dispatcher.cell.contract import Applied, Batch, DispatcherCell, Fenced, Full, OnSent
+from taskyard.dispatcher.cell.contract import Applied, Batch, DispatcherCell, Fenced, Full, OnSent, Recovering
 from taskyard.dispatcher.core.fleet import Fleet
 from taskyard.dispatcher.core.plan import plan
 from taskyard.dispatcher.intake import Chunk, Intake
@@ -27,8 +27,10 @@ PARKED_PERMILLE = {"critical": 1000, "high": 950, "normal": 900, "low": 800}
 """The share of the park's bounds that a priority may fill: the lowest one is paused first."""
 
 _POLL_MS = 200
-# While the park is full: how often it is asked whether it still is.
-_FULL_PAUSE_S = 0.2
+# While the park is full, or the cell has not begun: how often it is asked whether it still is so.
+_PAUSE_S = 0.2
+# A topic that was made anew is also seen by its log being shorter; this is for one that has grown meanwhile.
+_REPORTS_PER_TOPIC_CHECK = 5
 
 
 class Lane:
@@ -49,12 +51,19 @@ class Lane:
         # What a record weighs, going by the last ones: the next read is bounded by it.
         self._record_bytes = float(settings.payload_bytes)
         self._is_full = False
+        # Until the cell has said that it takes batches: reading for one that does not would be in vain.
+        self._is_waiting = True
         self._is_failing = False
+        self._reports = 0
 
     @property
     def is_positioned(self) -> bool:
         """Whether it reads where the cell stands, or has nothing to read."""
         return self._intake.is_positioned
+
+    def rewind(self) -> None:
+        """Read again from what the cell has applied."""
+        self._intake.rewind()
 
     async def start(self) -> None:
         """Join the consumer group. Raises DependencyError."""
@@ -66,6 +75,9 @@ class Lane:
         Returns False if a call has failed and none has been answered since.
         """
         try:
+            if self._is_waiting and await self._has_to_wait():
+                await asyncio.sleep(_PAUSE_S)
+                return True
             chunk = await self._intake.poll(records=self._at_once(), timeout_ms=_POLL_MS)
             if chunk is not None:
                 self._weigh(chunk)
@@ -79,6 +91,11 @@ class Lane:
             raise
         return not self._is_failing
 
+    async def _has_to_wait(self) -> bool:
+        """Ask with an empty batch whether the cell has begun."""
+        self._is_waiting = isinstance(await self._cell.apply(Batch((), (), (), ())), Recovering)
+        return self._is_waiting
+
     def _at_once(self) -> int:
         return max(1, min(self._settings.batch, int(self._settings.batch_bytes / self._record_bytes)))
 
@@ -88,7 +105,13 @@ class Lane:
             self._record_bytes = max(1.0, mean_bytes, self._record_bytes / 2)
 
     async def report(self) -> None:
-        """Tell the lag, and store offsets for the tools of others; also while `step` waits for room in the park."""
+        """Look whether the topic is still the one that was read, tell the lag, store offsets for the tools of others.
+
+        Also while `step` waits for room in the park.
+        """
+        if self._reports % _REPORTS_PER_TOPIC_CHECK == 0:
+            await self._intake.check_topic()
+        self._reports += 1
         await self._intake.measure_lag()
         await self._intake.commit()
 
@@ -149,11 +172,16 @@ class Lane:
                     self._metrics.fenced.labels(self.priority).inc()
                     self._intake.rewind()
                     return
+                case Recovering():
+                    log.warning("intake_waits", priority=self.priority, next="a dispatcher recovers the lost cell")
+                    self._is_waiting = True
+                    self._intake.rewind()
+                    return
                 case Full():
                     self._full(result)
                     if self._stopping.is_set():
                         return
-                    await asyncio.sleep(_FULL_PAUSE_S)
+                    await asyncio.sleep(_PAUSE_S)
 
     def _applied(self, chunk: Chunk, result: Applied) -> None:
         self._intake.applied(chunk)

@@ -50,6 +50,30 @@ class Metrics:
             "taskyard_tasks_moved", "Tasks moved by the tick: settled, due, expired, evicted, recalled", ["by"],
             registry=registry,
         )  # fmt: skip
+        self.begun = Gauge(
+            "taskyard_cell_begun", "0 while the cell takes no tasks because it has no history", registry=registry
+        )
+        self.recoveries = Counter(
+            "taskyard_recoveries",
+            "Recoveries of a cell that had lost everything",
+            registry=registry,
+        )
+        self.carried = Counter(
+            "taskyard_tasks_carried", "Old unfinished tasks copied to the topic of carried ones", registry=registry
+        )
+        self.watermark_age = Gauge(
+            "taskyard_watermark_age_seconds",
+            "Age of the oldest unfinished task, about",
+            registry=registry,
+        )
+        self.watermark_behind = Gauge(
+            "taskyard_watermark_behind_records", "Records that would be read again if the cell were lost",
+            registry=registry,
+        )  # fmt: skip
+        self.lost = Counter(
+            "taskyard_records_lost", "Records gone from Kafka before or after they were applied: retention, truncation",
+            ["priority", "by"], registry=registry,
+        )  # fmt: skip
         self.failures = Counter(
             "taskyard_loop_failures", "Times a loop could not reach Kafka or the cell", ["loop"], registry=registry
         )

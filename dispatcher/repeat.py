@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import structlog
 
@@ -38,13 +39,28 @@ async def repeat(name: str, step: Step, *, stopping: asyncio.Event, metrics: Met
 
 
 async def until_done(name: str, step: Step, *, stopping: asyncio.Event, metrics: Metrics) -> bool:
-    """Run `step` until it has worked once; False if the process is to stop first. Errors as in `repeat`."""
+    """Run `step` until it has worked once; False if the process is to stop first. Errors as in `repeat`.
+
+    A step that is under way when the process is to stop is cut off: waiting for what is away would be all it does.
+    """
     attempts = _Attempts(name, metrics)
     while not stopping.is_set():
-        if await attempts.worked(step):
+        if await _unless(stopping, attempts.worked(step), name):
             return True
         await _pause(stopping, backoff_s(attempts.failures))
     return False
+
+
+async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, bool], name: str) -> bool:
+    """Return what the work returns; False if it was cut off because the process is to stop."""
+    tasks = (asyncio.create_task(work, name=name), asyncio.create_task(stopping.wait(), name=f"stop {name}"))
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    return not tasks[0].cancelled() and tasks[0].result()
 
 
 class _Attempts:

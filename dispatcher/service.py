@@ -10,22 +10,20 @@ from collections.abc import Generator, Sequence
 import structlog
 
 from taskyard.dispatcher.arrivals import Reader
-from taskyard.dispatcher.cell.connection import Connection
-from taskyard.dispatcher.cell.redis import RedisCell
-from taskyard.dispatcher.cell.view import RedisView
+from taskyard.dispatcher.carry import Carry
+from taskyard.dispatcher.clients import Clients, History, RealClients
 from taskyard.dispatcher.core.fleet import Fleet
 from taskyard.dispatcher.core.load import LeastAgentLoad
 from taskyard.dispatcher.intake import Intake
-from taskyard.dispatcher.kafka.consumer import TopicConsumer
-from taskyard.dispatcher.kafka.producer import TopicProducer
-from taskyard.dispatcher.kafka.topics import check_topics
 from taskyard.dispatcher.lane import Lane
 from taskyard.dispatcher.metrics import Metrics
+from taskyard.dispatcher.recovery import Recovery
 from taskyard.dispatcher.relay import Relay
 from taskyard.dispatcher.repeat import Step, repeat, until_done
 from taskyard.dispatcher.settings import Settings
 from taskyard.dispatcher.tick import Tick
 from taskyard.dispatcher.watch import Watch
+from taskyard.dispatcher.watermark import Watermark
 from taskyard.dispatcher.web import Health, Web
 from taskyard.schemas.errors import DependencyError
 from taskyard.schemas.limits import Limits
@@ -36,6 +34,9 @@ log = structlog.get_logger()
 _BEAT_S = 0.5
 _RELAY_IDLE_S = 0.02
 _REPORT_S = 1.0
+# How soon a lost cell is noticed, and whether a measured watermark may be stored is asked.
+_RECOVERY_S = 0.5
+_CARRY_S = 30.0
 # A view of the fleet older than this is no ground to place on.
 _STALE_VIEW_MS = 5_000
 
@@ -43,6 +44,11 @@ _STALE_VIEW_MS = 5_000
 def consumer_group(cell: str, priority: str) -> str:
     """The group in which the dispatchers of a cell share one priority's partitions."""
     return f"taskyard.{cell}.{priority}"
+
+
+def watermark_group(cell: str) -> str:
+    """The group without members that keeps the unfinished watermark of a cell."""
+    return f"taskyard.{cell}.unfinished"
 
 
 async def run(settings: Settings) -> None:
@@ -56,7 +62,8 @@ async def run(settings: Settings) -> None:
 class Dispatcher:
     """One dispatcher. Its parts share one event loop; each mutable part has one owner."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, clients: Clients | None = None) -> None:
+        """Put the parts together. clients: those of the settings' addresses, unless others are given."""
         self.settings = settings
         self.stopping = asyncio.Event()
         self.health = Health()
@@ -64,25 +71,35 @@ class Dispatcher:
         self.http_port = 0
         self._name = secrets.token_hex(8)
         self.metrics = Metrics()
-        self._connection = Connection(settings.redis, settings.cell)
-        self._cell = RedisCell(self._connection)
-        self._view = RedisView(self._connection)
+        self._clients: Clients = clients or RealClients(settings)
+        self._cell = self._clients.cell
+        self._view = self._clients.view
         self._fleet = Fleet(LeastAgentLoad())
         self._topics = topics(settings.prefix)
         self._lanes = [self._lane(priority, topic) for priority, topic in self._topics.tasks.items()]
         self._watch = Watch(self._view, self._fleet, self.metrics)
         self._tick = Tick(self._cell, self._view, self._fleet, settings, self.metrics, self._name)
-        self._relay = Relay(self._cell, TopicProducer(settings.kafka), self._topics, self.metrics, self._name)
+        self._relay = Relay(self._cell, self._clients.producer(), self._topics, self.metrics, self._name)
+        self._recovery = Recovery(self._cell, self._history(), settings, self.metrics, self._name, self.stopping)
+        self._recovery.on_other_history = self._rewind
+        self._watermark = Watermark(self._cell, self._view, self._history(), settings, self.metrics, self._name)
+        self._carry = Carry(
+            self._cell, self._view, self._clients.producer(), self._topics, self.metrics, self._name,
+            after_ms=settings.recovery.carry_after_ms,
+        )  # fmt: skip
+
+    def _rewind(self) -> None:
+        log.warning("history_changed", name=self._name, next="Kafka is read again from what is applied")
+        for lane in self._lanes:
+            lane.rewind()
+
+    def _history(self) -> History:
+        return self._clients.history(self._topics, watermark_group(self.settings.cell))
 
     def _lane(self, priority: str, topic: str) -> Lane:
         settings = self.settings
         limits = Limits(payload_bytes=settings.intake.payload_bytes)
-        consumer = TopicConsumer(
-            settings.kafka,
-            topic,
-            group=consumer_group(settings.cell, priority),
-            session_timeout_ms=settings.intake.session_timeout_ms,
-        )
+        consumer = self._clients.consumer(topic, consumer_group(settings.cell, priority))
         reader = Reader(topic, priority, slack_ms=settings.slack_ms(), limits=limits)
         intake = Intake(consumer, reader, self._cell, self.metrics)
         return Lane(priority, intake, self._fleet, self._cell, settings.intake, self.metrics, self.stopping)
@@ -94,13 +111,14 @@ class Dispatcher:
         log.info("dispatcher_started", name=self._name, cell=self.settings.cell, http_port=web.port)
         try:
             with _signals(self.stopping):
-                await self._serve()
+                await self.serve()
         finally:
             web.stop()
-            await self._connection.close()
+            await self._clients.close()
             log.info("dispatcher_stopped", name=self._name)
 
-    async def _serve(self) -> None:
+    async def serve(self) -> None:
+        """Serve until `stopping` is set, without HTTP and signals; the clients stay open."""
         async with asyncio.TaskGroup() as group:
             beat = group.create_task(self._beat(), name="beat")
             for part, step in (("cell", self._open), ("topics", self._check_topics), ("fleet", self._watch.step)):
@@ -112,15 +130,19 @@ class Dispatcher:
 
     async def _run_loops(self) -> None:
         tick = self.settings.tick
+        watermark_s = min(_RECOVERY_S, self.settings.recovery.watermark_ms / 1000)
         async with asyncio.TaskGroup() as group:
             loops = [
                 *[group.create_task(self._run_lane(lane), name=f"lane {lane.priority}") for lane in self._lanes],
                 group.create_task(self._repeat("watch", self._watch.step, tick.view_ms / 1000), name="watch"),
                 group.create_task(self._repeat("tick", self._tick.step, tick.period_ms / 1000), name="tick"),
                 group.create_task(self._repeat("relay", self._relay.step, _RELAY_IDLE_S), name="relay"),
+                group.create_task(self._repeat("recovery", self._recovery.step, _RECOVERY_S), name="recovery"),
+                group.create_task(self._repeat("carry", self._carry.step, _CARRY_S), name="carry"),
+                group.create_task(self._repeat("watermark", self._watermark.step, watermark_s), name="watermark"),
             ]
             group.create_task(self._end_by_deadline(loops), name="deadline")
-        for stop in (self._relay.stop, self._tick.stop):
+        for stop in (self._relay.stop, self._tick.stop, self._recovery.stop, self._watermark.stop, self._carry.stop):
             with contextlib.suppress(DependencyError):
                 await stop()
 
@@ -153,7 +175,7 @@ class Dispatcher:
         await self._cell.open(self.settings.cell_config())
 
     async def _check_topics(self) -> None:
-        faults = await check_topics(self.settings.kafka, self._topics, self.settings.topics)
+        faults = await self._clients.check_topics(self._topics)
         missing = [fault.topic for fault in faults if fault.is_fatal]
         if missing:
             raise DependencyError(f"topics are missing: {', '.join(missing)}; create them, or set topics.create")
@@ -166,6 +188,7 @@ class Dispatcher:
             self.health.beat_s = now_s
             self.health.parts = {
                 "cell": time.time() * 1000 - self._fleet.seen_ms < _STALE_VIEW_MS,
+                "history": self._recovery.is_begun,
                 "intake": all(lane.is_positioned for lane in self._lanes),
             }
             await asyncio.sleep(_BEAT_S)

@@ -1,7 +1,5 @@
 """The tick: what must happen from time to time, done by one dispatcher of the cell at a time."""
 
-import time
-
 import structlog
 
 from taskyard.dispatcher.cell.contract import CellConfig, DispatcherCell, FleetView
@@ -87,8 +85,10 @@ class Tick:
         parked = await self._view.shapes()
         if not parked:
             return
+        # The cell's clock, by which tasks are old: this machine's may be wrong by minutes.
+        now_ms = (await self._view.level()).now_ms
         for shape, instance in to_hold(
-            parked, self._fleet, now_ms=time.time() * 1000, hold_after_ms=self._settings.order.hold_after_ms
+            parked, self._fleet, now_ms=now_ms, hold_after_ms=self._settings.order.hold_after_ms
         ):
             if await self._cell.hold(shape, instance):
                 log.info("instance_held", instance=instance, shape=shape)

@@ -19,6 +19,7 @@ the head when an attempt ends. Layout, little-endian, read by the library with t
 """
 
 import struct
+from math import isfinite
 from typing import NamedTuple
 
 import msgspec
@@ -100,13 +101,15 @@ def encode_entry(  # noqa: PLR0913 - one keyword for each part of the layout
 
 
 def decode_entry(data: bytes) -> Entry:
-    """Decode an entry. Raises SchemaError if it is cut short or of another version."""
+    """Decode an entry. Raises SchemaError if it is cut short, of another version, or with a time that is none."""
     try:
         version, attempt, max_attempts, evictions, key_ms, deadline_ms, arrived_ms = FIXED.unpack_from(data)
         if version != VERSION:
             raise SchemaError(
                 f"entry version {version}, this reader knows {VERSION}", field="version", reason="version"
             )
+        if not (isfinite(key_ms) and isfinite(deadline_ms) and isfinite(arrived_ms)):
+            raise SchemaError("a time of the entry is no number", reason="undecodable")
         at = FIXED.size
         parts: list[bytes] = []
         for length in (_U16, _U16, _U16, _U16, _U32):

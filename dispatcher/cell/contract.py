@@ -29,7 +29,7 @@ class CellConfig(NamedTuple):
 
 
 class Range(NamedTuple):
-    """Records [start, end) of one partition."""
+    """Records [start, end) of one partition. An end below the start moves the partition back: its log was cut."""
 
     partition: Incarnation
     start: int

@@ -41,10 +41,14 @@ class RecoveryCell(Protocol):
         """Place or park carried tasks again, in a cell that has not begun. Returns how many; known ones are not."""
         ...
 
-    async def begin(self, applied: Mapping[Incarnation, int]) -> bool:
+    async def begin(
+        self, applied: Mapping[Incarnation, int], *, until: Mapping[Incarnation, int] = {}, generation: str = ""
+    ) -> bool:
         """Let a new cell, or one that has lost its history, take batches: each partition from this offset on.
 
-        False if it had begun already; nothing changes then.
+        until: how far that is a replay; what has been remembered is not forgotten before all of it has been applied.
+        generation: only in this history, if not empty.
+        False if it had begun already, or has another history; nothing changes then.
         """
         ...
 

@@ -155,9 +155,12 @@ class RedisCell:
         """Note that copies of these tasks are safe elsewhere."""
         return tuple([byte == ord("1") for byte in await self._call("carry", *task_ids)])
 
-    async def begin(self, applied: Mapping[Incarnation, int]) -> bool:
+    async def begin(
+        self, applied: Mapping[Incarnation, int], *, until: Mapping[Incarnation, int] = {}, generation: str = ""
+    ) -> bool:
         """Let the cell take batches, each partition from this offset on."""
-        return bool(await self._call("begin", *chain.from_iterable(applied.items())))
+        pairs = (len(applied), *chain.from_iterable(applied.items()), *chain.from_iterable(until.items()))
+        return bool(await self._call("begin", generation, *pairs))
 
     async def applied(self, partitions: Sequence[Incarnation]) -> dict[Incarnation, int]:
         """Read up to which offset each partition has been applied; one that never was is absent."""

@@ -28,11 +28,14 @@ class TwinRecovery(TwinView):
             state.remember(task_id, Place("finished", str(state.now_ms), 0, "", "", "", None))
         return len(new)
 
-    async def begin(self, applied: Mapping[Incarnation, int]) -> bool:
+    async def begin(
+        self, applied: Mapping[Incarnation, int], *, until: Mapping[Incarnation, int] = {}, generation: str = ""
+    ) -> bool:
         """Let the cell take batches, each partition from this offset on."""
         state = self._begin()
-        if state.is_begun:
+        if state.is_begun or generation not in ("", state.generation):
             return False
+        state.replay = dict(until)
         state.applied.update(applied)
         state.is_begun = True
         return True

@@ -128,6 +128,8 @@ class TwinState:
         """Of queued, parked and waiting tasks, without the entry."""
         self.done: list[dict[str, Place]] = [{}, {}]
         self.is_begun = False
+        self.replay: dict[str, int] = {}
+        """Partition -> offset up to which records are read again; empty when all of them are."""
         self.carried: set[str] = set()
         self._done_began_ms: int | None = None
         self.holds: dict[str, str] = {}
@@ -202,7 +204,10 @@ class TwinState:
     def rotate_done(self) -> None:
         """Forget the older half of the ended tasks once the newer is full or old."""
         began_ms = self._done_began_ms
-        if not self.done[0]:
+        if any(self.applied.get(name, 0) < end for name, end in self.replay.items()):
+            return
+        self.replay = {}
+        if not self.is_begun or not self.done[0]:
             return
         if began_ms is None:
             self._done_began_ms = self.now_ms

@@ -120,6 +120,7 @@ async def cell_findings(settings: Settings, at: Reading) -> list[Finding]:
     now_ms = (await at.view.level()).now_ms
     return [
         await _dispatchers(at),
+        await _history(at),
         _leases(instances, now_ms),
         *_cordoned(instances),
         await _types(at),
@@ -132,6 +133,12 @@ async def _dispatchers(at: Reading) -> Finding:
         return Finding("ok", "a dispatcher runs")
     advice = "start one: until then nothing is placed and no dead instance is noticed"
     return Finding("warn", "no dispatcher runs", advice)
+
+
+async def _history(at: Reading) -> Finding:
+    if await at.is_begun():
+        return Finding("ok", "the cell has its history")
+    return Finding("fail", "the cell is new, or has lost its history", "`taskyard recover` says what happens next")
 
 
 def _leases(instances: list[InstanceView], now_ms: int) -> Finding:

@@ -106,7 +106,7 @@ def configure(
 
 def shown(path: str, value: object) -> str:
     """A value in TOML's form, without its secret."""
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode()
     if path != "redis":
         return text
     return re.sub(r"([?&]password=)[^&\"]*", r"\1***", re.sub(r"://([^:@/?#]*):.*@", r"://\1:***@", text))
@@ -134,6 +134,9 @@ def _from_file(chosen: tuple[Path, str] | None, faults: list[str]) -> Iterator[G
         return
     except tomllib.TOMLDecodeError as error:
         faults.append(f"{why}: is not TOML: {error}")
+        return
+    except RecursionError:
+        faults.append(f"{why}: is nested deeper than any setting")
         return
     yield from _flat(found, str(path))
 
@@ -170,7 +173,7 @@ def _taken(given: Given, values: dict[str, object]) -> str:
         return f"{given.origin}: {given.path} is no setting{_meant(_near(given.path, LEAVES, '.'))}"
     try:
         values[given.path] = msgspec.convert(given.value, leaf.type, strict=not given.is_text)
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, UnicodeEncodeError):  # the environment's bytes need not be text
         text = shown(given.path, given.value if isinstance(given.value, str | int | bool) else str(given.value))
         hint = ""
         if isinstance(given.value, str) and given.value.startswith("tcp://") and given.origin.startswith(_PREFIX):

@@ -32,6 +32,10 @@ class Reading(NamedTuple):
         found = await self.connection.command("HGET", f"{self.connection.root}:meta", "generation")
         return found.decode() if found else ""
 
+    async def is_begun(self) -> bool:
+        """Whether the cell takes batches. One that does not is new, or has lost its history."""
+        return bool(await self.connection.command("HEXISTS", f"{self.connection.root}:applied", "begun"))
+
     async def bounds(self) -> tuple[int, int, int]:
         """Bounds of the park (tasks, bytes) and the outbox, as the last dispatcher has set them; 0: none has yet."""
         names = ("parked_limit", "parked_bytes_limit", "outbox_limit")
@@ -59,6 +63,7 @@ class Overview(NamedTuple):
     lag: dict[str, int] | None
     lag_fault: str
     paused: tuple[str, ...]
+    is_begun: bool
 
     @property
     def slots(self) -> tuple[int, int]:
@@ -73,6 +78,7 @@ class Overview(NamedTuple):
             "cell": self.cell,
             "now_ms": self.level.now_ms,
             "generation": self.generation,
+            "begun": self.is_begun,
             "instances": dict(Counter(instance.state for instance in self.instances)),
             "slots": {"used": used, "capacity": total},
             "parked": self.level.parked,
@@ -101,7 +107,8 @@ async def overview(settings: Settings, at: Reading) -> Overview:
     (lag, lag_fault), generation, bounds, level, instances, parked = await asyncio.gather(
         _lag(settings, at), at.generation(), at.bounds(), at.view.level(), at.view.instances(), at.view.shapes()
     )
-    return Overview(settings.cell, generation, level, instances, parked, lag, lag_fault, paused(level, bounds))
+    why, is_begun = paused(level, bounds), await at.is_begun()
+    return Overview(settings.cell, generation, level, instances, parked, lag, lag_fault, why, is_begun)
 
 
 def used(instance: InstanceView) -> dict[str, int]:

@@ -68,6 +68,8 @@ def _page(found: Overview, limit: int) -> RenderableType:
     parts: list[RenderableType] = [_summary(found)]
     if not found.generation:
         parts.append("[yellow]no dispatcher has opened this cell on this server; are --cell and --redis right?[/]")
+    elif not found.is_begun:
+        parts.append("[red]intake waits: the cell is new or has lost its history;[/] `taskyard recover` says more")
     if found.paused:
         which = ", ".join(found.paused)
         parts.append(f"[yellow]intake waits for {which}: the park or the outbox is full; Kafka keeps the rest[/]")

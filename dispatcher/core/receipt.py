@@ -28,10 +28,10 @@ _decode = msgspec.msgpack.Decoder(Receipt).decode
 
 
 def decode_receipt(data: bytes) -> Receipt | None:
-    """Decode a receipt; None if the task has none or it is of another version."""
+    """Decode a receipt; None if the task has none or it is of another version or make."""
     if not data:
         return None
     try:
         return _decode(data)
-    except msgspec.DecodeError:
+    except ValueError:  # msgspec's, and that of text which is no UTF-8
         return None

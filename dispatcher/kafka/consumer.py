@@ -17,6 +17,8 @@ Record = Any
 # Intake does not poll while the park is full. Heartbeats go on; what stands still is seen in the lag, not here.
 _POLL_INTERVAL_MS = 24 * 3_600_000
 _FETCH_WAIT_MS = 50
+# How soon partitions that were added are seen; aiokafka's own is 5 minutes.
+_METADATA_AGE_MS = 5_000
 _MAX_REFUSALS = 5
 
 
@@ -46,6 +48,7 @@ class TopicConsumer(ConsumerRebalanceListener):
             "heartbeat_interval_ms": max(session_timeout_ms // 4, 250),
             "max_poll_interval_ms": _POLL_INTERVAL_MS,
             "fetch_max_wait_ms": _FETCH_WAIT_MS,
+            "metadata_max_age_ms": _METADATA_AGE_MS,
             "retry_backoff_ms": 100,
         }
         # Written by start only.

@@ -15,8 +15,8 @@ _BATCH_BYTES = 512 << 10
 # More than any entry weighs; what the topic takes is the broker's to say.
 _MAX_REQUEST_BYTES = 64 << 20
 
-OutgoingRecord = tuple[str, bytes, bytes, list[tuple[str, bytes]]]
-"""Topic, key (empty: none), value, headers."""
+OutgoingRecord = tuple[str, bytes, bytes | None, list[tuple[str, bytes]]]
+"""Topic, key (empty: none), value (None: what the key had is deleted, from a compacted topic), headers."""
 
 
 def partition_of(key: bytes, partitions: int) -> int:

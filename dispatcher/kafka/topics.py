@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -34,7 +34,7 @@ def incarnation(topic: TopicState, partition: int) -> Incarnation:
 
 async def describe_topics(bootstrap: str, names: Sequence[str]) -> dict[str, TopicState]:
     """Ask for the topics' ids and partition counts; a missing topic is absent. Raises DependencyError."""
-    async with _client(bootstrap) as client:
+    async with connected(bootstrap) as client:
         reply = await timed(client.send(client.get_random_node(), DescribeTopics(names)), "describe topics")
     return {
         name: TopicState(topic_id.hex(), len(partitions))
@@ -43,13 +43,21 @@ async def describe_topics(bootstrap: str, names: Sequence[str]) -> dict[str, Top
     }
 
 
-async def create_topics(bootstrap: str, partitions: Mapping[str, int], *, replication: int) -> None:
-    """Create topics that are missing. The broker's clock stamps their records: order keys are made from it."""
+async def create_topics(
+    bootstrap: str, partitions: Mapping[str, int], *, replication: int, compacted: Collection[str] = ()
+) -> None:
+    """Create topics that are missing. The broker's clock stamps their records: order keys are made from it.
+
+    compacted: of those, the ones of which only the last record of each key is kept.
+    """
     admin: Any = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=int(TIMEOUT_S * 1000))
     settings = {"message.timestamp.type": "LogAppendTime"}
     async with running(admin, admin.close, f"Kafka at {bootstrap}"):
         for name, count in partitions.items():
-            topic = NewTopic(name, num_partitions=count, replication_factor=replication, topic_configs=settings)
+            cleanup = {"cleanup.policy": "compact"} if name in compacted else {}
+            topic = NewTopic(
+                name, num_partitions=count, replication_factor=replication, topic_configs={**settings, **cleanup}
+            )
             with contextlib.suppress(TopicAlreadyExistsError):
                 await timed(admin.create_topics([topic]), f"create topic {name}")
 
@@ -67,7 +75,7 @@ async def check_topics(bootstrap: str, topics: Topics, settings: TopicSettings) 
     states = await describe_topics(bootstrap, topics.names)
     missing = {name: settings.partitions for name in topics.names if name not in states}
     if missing and settings.create:
-        await create_topics(bootstrap, missing, replication=settings.replication)
+        await create_topics(bootstrap, missing, replication=settings.replication, compacted=[topics.carried])
         states = await _described_in_time(bootstrap, topics.names)
     faults = [TopicFault(name, "is missing", is_fatal=True) for name in topics.names if name not in states]
     return faults + [
@@ -109,7 +117,8 @@ async def lag(
 
 
 @contextlib.asynccontextmanager
-async def _client(bootstrap: str) -> AsyncGenerator[Any]:
+async def connected(bootstrap: str) -> AsyncGenerator[Any]:
+    """A bare client, closed afterwards. Raises DependencyError."""
     client: Any = AIOKafkaClient(bootstrap_servers=bootstrap, request_timeout_ms=int(TIMEOUT_S * 1000))
     try:
         await timed(client.bootstrap(), f"reach Kafka at {bootstrap}")

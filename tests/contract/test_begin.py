@@ -53,6 +53,42 @@ async def test_what_has_ended_is_remembered_before_it_begins_and_then_skipped(ne
     await new.check()
 
 
+async def test_it_begins_only_in_the_history_that_is_told(new: Rig) -> None:
+    generation = (await new.cell.open(CellConfig())).generation
+
+    assert not await new.cell.begin({}, generation="another")
+    assert await new.cell.begin({}, generation=generation)
+
+
+async def test_what_was_remembered_is_not_forgotten_before_the_replay_is_over(new: Rig) -> None:
+    await new.cell.open(CellConfig(done_limit=2, headroom_permille=0))
+    await new.register("i1", slots=9)
+    await new.cell.remember(["a", "b", "c"])
+    for _ in range(3):
+        await new.cell.expire(limit=1)
+    await new.cell.begin({PARTITION: 0}, until={PARTITION: 3})
+    for _ in range(3):
+        await new.cell.expire(limit=1)
+
+    assert await new.apply(*map(new.entry, "abx"), to=["i1"]) == "kk1"
+
+    await new.cell.expire(limit=1)
+    await new.finish("i1", await new.ending("x"))
+    await new.cell.expire(limit=1)
+    assert await new.view.find("a") is None
+    new.task_ids.clear()
+
+
+async def test_a_range_that_ends_before_its_start_moves_the_partition_back(rig: Rig) -> None:
+    await rig.apply(*map(rig.entry, "abc"))
+
+    await rig.apply(ranges=[Range(PARTITION, 3, 1)])
+
+    assert await rig.cell.applied([PARTITION]) == {PARTITION: 1}
+    rig.offset = 1
+    assert await rig.apply(rig.entry("b"), rig.entry("d")) == "kp"
+
+
 async def test_unfinished_tasks_are_counted_by_their_arrival(rig: Rig) -> None:
     await rig.register("i1", slots=2)
     old, new = rig.entry("old", arrived_ms=BUCKET_MS * 7 + 1), rig.entry("new", arrived_ms=BUCKET_MS * 8)

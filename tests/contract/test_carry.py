@@ -6,6 +6,7 @@ import pytest
 
 from taskyard.dispatcher.cell.contract import CellConfig
 from taskyard.dispatcher.cell.recovery import BUCKET_MS
+from taskyard.schemas.entry import decode_entry
 from tests.contract.rig import Rig
 from tests.contract.test_begin import new
 
@@ -44,6 +45,18 @@ async def test_old_unfinished_tasks_are_found_until_they_are_carried(rig: Rig) -
 
     assert await old_ids(rig, OLD_MS + BUCKET_MS) == set()
     assert [count for at, count in (await rig.view.unfinished()).items() if at <= time.time() * 1000] == [1]
+
+
+async def test_the_copies_of_tasks_are_their_entries_wherever_they_are(rig: Rig) -> None:
+    await three(rig)
+    await rig.finish("i1", await rig.ending("queued", "retry", delay_ms=60_000))
+
+    later, queued, ended = await rig.cell.copies(["queued", "parked", "unknown"])
+
+    assert (decode_entry(later).id, decode_entry(later).attempt) == ("queued", 2)
+    assert decode_entry(queued).id == "parked"
+    assert ended == b""
+    assert decode_entry((await rig.cell.copies(["young"]))[0]).id == "young"
 
 
 async def test_to_carry_a_task_again_changes_nothing(rig: Rig) -> None:

@@ -21,6 +21,7 @@
 -- :deadlines       zset    task id -> deadline, of parked tasks that have one
 -- :where           hash    task id -> place: q|bucket|via|stream id|attempt|instance|shape, p|bucket|key|attempt|shape,
 --                          l|bucket|due|attempt|shape; bucket: when its record arrived, in BUCKET_MS
+-- :replay          hash    partition -> offset up to which it is read again after a total loss; none when that is over
 -- :unfinished      hash    bucket -> how many unfinished tasks arrived in it, without those that are carried
 -- :carried         hash    task id -> bucket, of old unfinished tasks that the topic of carried ones keeps (carry.lua)
 -- :done0 :done1    hash    task id -> how it ended; two halves that rotate: the bounded memory of finished ids

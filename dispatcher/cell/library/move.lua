@@ -282,8 +282,10 @@ local function roll_back(c)
       command(c, a, b, d)
     elseif d then
       redis.call(command, a, b, d)
-    else
+    elseif b then
       redis.call(command, a, b)
+    else
+      redis.call(command, a)
     end
   end
   restore_where(c)

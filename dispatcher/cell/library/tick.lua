@@ -116,10 +116,22 @@ local function expire_late(c, shape, order_key, limit)
   return count, #rows < TIES
 end
 
+-- Whether Kafka is being read again after a total loss: what was remembered for that must not be forgotten yet.
+local function is_replaying(c)
+  local applied = key(c, ':applied')
+  if redis.call('HEXISTS', applied, 'begun') == 0 then return true end
+  local ends = redis.call('HGETALL', key(c, ':replay'))
+  for i = 1, #ends, 2 do
+    if tonumber(redis.call('HGET', applied, ends[i]) or 0) < tonumber(ends[i + 1]) then return true end
+  end
+  if #ends > 0 then redis.call('DEL', key(c, ':replay')) end
+  return false
+end
+
 -- Forget the older half of the finished ids once the newer half is full or old.
 local function rotate_done(c)
   local size, began = redis.call('HLEN', key(c, ':done0')), tonumber(meta(c, 'done_began'))
-  if size == 0 then return end
+  if is_replaying(c) or size == 0 then return end
   if not began then put(c, ':meta', 'done_began', number(c.now)) end
   local is_old = began and c.now - began > setting(c, 'done_age_ms')
   if not is_old and size < setting(c, 'done_limit') / 2 then return end
@@ -228,11 +240,19 @@ local function open(c, args)
   return { generation, redis.call('HEXISTS', key(c, ':applied'), 'begun') }
 end
 
--- begin: KEYS[1] root; ARGV partition, offset, ... From now on the cell takes batches. reply: 1 | 0 (it did already)
+-- begin: KEYS[1] root; ARGV generation (empty: whatever it is), number of partitions, (partition, offset)..., then
+--        (partition, offset up to which this is a replay)...
+-- From now on the cell takes batches. reply: 1 | 0 (it did already, or has another history)
 local function begin_cell(c, args)
-  if #args > 6000 then error('more than 3000 partitions') end
+  if #args > 6000 then error('more than 1500 partitions') end
   if redis.call('HEXISTS', key(c, ':applied'), 'begun') == 1 then return 0 end
-  redis.call('HSET', key(c, ':applied'), 'begun', 1, unpack(args))
+  if args[1] ~= '' and args[1] ~= meta(c, 'generation') then return 0 end
+  local first_end = 3 + 2 * tonumber(args[2])
+  if args[first_end] then
+    undo(c, 'DEL', key(c, ':replay'))
+    redis.call('HSET', key(c, ':replay'), unpack(args, first_end))
+  end
+  redis.call('HSET', key(c, ':applied'), 'begun', 1, unpack(args, 3, first_end - 1))
   return 1
 end
 

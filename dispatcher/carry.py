@@ -1,0 +1,87 @@
+"""Carrying old unfinished tasks: one that runs for a day must not make a lost cell read a day's records again.
+
+What is older than `carry_after_ms` is copied to a compacted topic, and then counts as unfinished no more, so the
+watermark passes it. The order: the copy must be safe before the cell stops counting the task, and what has ended
+between the two has its copy deleted. When a carried task ends, the outbox deletes its copy. What a restored task has
+been through since it was copied, attempts and causes, is forgotten.
+"""
+
+import time
+from collections.abc import Sequence
+
+import structlog
+
+from taskyard.dispatcher.cell.contract import DispatcherCell, FleetView
+from taskyard.dispatcher.clients import Producer
+from taskyard.dispatcher.kafka.producer import OutgoingRecord
+from taskyard.dispatcher.metrics import Metrics
+from taskyard.schemas.topics import Topics
+
+log = structlog.get_logger()
+
+_LEASE_MS = 5_000
+# Copies read from the cell at once: their bytes are all in its reply.
+_AT_ONCE = 50
+
+
+class Carry:
+    """Run by one asyncio task. owner: this dispatcher's random name, for the lease."""
+
+    def __init__(
+        self, cell: DispatcherCell, view: FleetView, producer: Producer, topics: Topics, metrics: Metrics, owner: str,
+        *, after_ms: int,
+    ) -> None:  # fmt: skip
+        self._cell = cell
+        self._view = view
+        self._producer = producer
+        self._topic = topics.carried
+        self._metrics = metrics
+        self._owner = owner
+        self._after_ms = after_ms
+
+    async def step(self) -> None:
+        """Carry all that is old, if there is anything and the lease is ours. Raises DependencyError."""
+        if not await self._keep():
+            return
+        before_ms = (await self._view.level()).now_ms - self._after_ms
+        if min(await self._view.unfinished(), default=before_ms) >= before_ms:
+            return
+        began_s, count, cursor = time.monotonic(), 0, ""
+        while True:
+            page = await self._cell.old(cursor, before_ms=before_ms)
+            for first in range(0, len(page.task_ids), _AT_ONCE):
+                count += await self._carry(page.task_ids[first : first + _AT_ONCE])
+            cursor = page.cursor
+            if not cursor or not await self._keep():
+                break
+        if count:
+            log.info("tasks_carried", count=count, took_s=time.monotonic() - began_s)
+
+    async def stop(self) -> None:
+        """Close the producer and give the lease back."""
+        await self._producer.stop()
+        await self._cell.lease("carry", self._owner, ttl_ms=0)
+
+    async def _keep(self) -> bool:
+        return await self._cell.lease("carry", self._owner, ttl_ms=_LEASE_MS)
+
+    async def _carry(self, task_ids: Sequence[str]) -> int:
+        entries = await self._cell.copies(task_ids)
+        copied = [(name, entry) for name, entry in zip(task_ids, entries, strict=True) if entry]
+        records: list[OutgoingRecord] = [(self._topic, name.encode(), entry, []) for name, entry in copied]
+        too_large = set(await self._one_by_one(records, await self._producer.publish(records)))
+        for index in too_large:
+            log.error("task_not_carried", task=copied[index][0], bytes=len(copied[index][1]),
+                      next=f"raise max.message.bytes of {self._topic}; the watermark waits for it")  # fmt: skip
+        safe = [name for index, (name, _) in enumerate(copied) if index not in too_large]
+        carried = await self._cell.carry(safe) if safe else ()
+        ended: list[OutgoingRecord] = [
+            (self._topic, name.encode(), None, []) for name, is_in in zip(safe, carried, strict=True) if not is_in
+        ]
+        await self._producer.publish(ended)
+        self._metrics.carried.inc(sum(carried))
+        return sum(carried)
+
+    async def _one_by_one(self, records: Sequence[OutgoingRecord], refused: Sequence[int]) -> list[int]:
+        """Of a batch that was refused for its size, try each alone; returns those that are too large themselves."""
+        return [index for index in refused if await self._producer.publish([records[index]])]
