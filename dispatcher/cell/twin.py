@@ -43,9 +43,10 @@ from taskyard.dispatcher.cell.contract import (
     Running,
 )
 from taskyard.dispatcher.cell.twin_audit import TwinAudit
-from taskyard.dispatcher.cell.twin_entry import read_head, rewrite
+from taskyard.dispatcher.cell.twin_entry import Head, read_head, rewrite
 from taskyard.dispatcher.cell.twin_state import SLOTS, Live, parse_id
 from taskyard.dispatcher.cell.twin_tick import UNREAD, TwinTick
+from taskyard.dispatcher.cell.twin_view import bucket_ms
 from taskyard.dispatcher.core.snapshot import Report
 from taskyard.schemas.errors import DependencyError
 
@@ -263,6 +264,11 @@ class TwinCell(TwinTick, TwinAudit):
         state.end_call()
         return Resynced(state.generation, stream_ids)
 
+    def _is_same(self, place: Place, head: Head) -> bool:
+        """Whether it is this attempt of this record: another one of the same id has another arrival."""
+        there = read_head(moves.entry_of(self._state, head.id))
+        return place.attempt == head.attempt and bucket_ms(there.arrived_ms) == bucket_ms(head.arrived_ms)
+
     def _resync(self, instance: str, told: Running) -> str | None:
         state, task_id = self._state, told.task_id
         place, head = state.places.get(task_id), read_head(told.entry)
@@ -273,6 +279,6 @@ class TwinCell(TwinTick, TwinAudit):
         is_its_own = (head.id, head.attempt) == (task_id, told.attempt)
         if not is_its_own or not state.instances[instance].has_room(state.shape(head.shape)):
             return None
-        if place and (place.attempt != told.attempt or not moves.unplace(state, task_id, place)):
+        if place and not (self._is_same(place, head) and moves.unplace(state, task_id, place)):
             return None
         return moves.place(state, instance, head, told.entry, "r")

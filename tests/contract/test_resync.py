@@ -157,3 +157,13 @@ async def test_an_entry_that_cannot_be_read_changes_nothing(rig: Rig) -> None:
         await resync(rig, "i1", *told)
 
     assert await rig.view.find("t1") is None
+
+
+async def test_a_task_that_waits_under_another_record_of_its_id_stays_there(rig: Rig) -> None:
+    await rig.register("i1")
+    first, second = (rig.entry("t1", "n|b|slots=1|", arrived_ms=at * 100_000) for at in (1, 2))
+    await rig.apply(second)
+
+    assert await resync(rig, "i1", Running("t1", "5-5", 1, first)) == (None,)
+    assert (await rig.find("t1")).state == "parked"
+    assert await rig.view.unfinished() == {200_000: 1}

@@ -183,7 +183,10 @@ local function adopt(c, instance, running, entry, head, where)
   local shape, f = shape_of(c, head.shape), free_of(c, instance)
   if head.id ~= id or head.attempt ~= attempt or not f or not has_room(f, shape) then return '' end
   if where then
-    if tonumber(string.match(where, '^.|.-|.-|(.-)|')) ~= attempt or not unplace(c, id, where) then return '' end
+    local bucket, its_attempt = string.match(where, '^.|(.-)|.-|(.-)|')
+    -- Another record of the same id has another arrival: it stays, and with it what :unfinished counts.
+    local is_same = bucket == bucket_of(c, head.arrived) and tonumber(its_attempt) == attempt
+    if not is_same or not unplace(c, id, where) then return '' end
     undo(c, was_at, id, where)
   else
     count_unfinished(c, bucket_of(c, head.arrived), 1)

@@ -25,6 +25,7 @@
 -- :unfinished      hash    bucket -> how many unfinished tasks arrived in it, without those that are carried
 -- :carried         hash    task id -> bucket, of old unfinished tasks that the topic of carried ones keeps (carry.lua)
 -- :done0 :done1    hash    task id -> how it ended; two halves that rotate: the bounded memory of finished ids
+--                          (:forgotten is one on its way out, within a call)
 -- :hold :held      hash    shape -> instance held for it, and back
 -- :out             stream  outbox: r = outcome | d, c, i, e = reason, cause, instance, entry of a dead one | p = refused record |
 --                          x = id of a carried task that has ended

@@ -124,7 +124,7 @@ local function is_replaying(c)
   for i = 1, #ends, 2 do
     if tonumber(redis.call('HGET', applied, ends[i]) or 0) < tonumber(ends[i + 1]) then return true end
   end
-  if #ends > 0 then redis.call('DEL', key(c, ':replay')) end
+  for i = 1, #ends, 2 do drop(c, ':replay', ends[i]) end
   return false
 end
 
@@ -136,9 +136,15 @@ local function rotate_done(c)
   local is_old = began and c.now - began > setting(c, 'done_age_ms')
   if not is_old and size < setting(c, 'done_limit') / 2 then return end
   put(c, ':meta', 'done_began', number(c.now))
-  redis.call('UNLINK', key(c, ':done1'))
-  redis.call('RENAME', key(c, ':done0'), key(c, ':done1'))
-  commit(c) -- torn between the two it comes again, and then does the other
+  local newer, older, gone = key(c, ':done0'), key(c, ':done1'), key(c, ':forgotten')
+  if redis.call('EXISTS', older) == 1 then
+    redis.call('RENAME', older, gone)
+    undo(c, 'RENAME', gone, older)
+  end
+  redis.call('RENAME', newer, older)
+  undo(c, 'RENAME', older, newer)
+  redis.call('UNLINK', gone)
+  commit(c)
 end
 
 -- expire: KEYS[1] root; ARGV limit. Parked tasks past their deadline or the age allowed go to the outbox as dead.
