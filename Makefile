@@ -21,7 +21,7 @@ COMPILE = $(STAMPS)/uv/bin/uv pip compile --quiet --universal --python-version 3
 # The folders that are checked; `taskyard/` holds only links to five of them.
 SOURCES = schemas producers dispatcher workers compose taskyard/__init__.py tests bench
 
-.PHONY: help run dev demo test lint format types bench bench-smoke lock clean
+.PHONY: help run dev demo test simulate fuzz chaos lint format types bench bench-smoke lock clean
 
 help: ## list the targets
 	@echo "make TARGET, with TARGET one of"
@@ -32,6 +32,15 @@ demo: run ## the main job, live in the terminal: make demo SECONDS=20 ARGS="..."
 
 test: dev ## every test; starts the services it needs: make test ARGS="-k codec"
 	@$(BIN)/python -m pytest $(ARGS)
+
+simulate: dev ## the real loops on virtual time, faults drawn from seeds: make simulate ARGS="--seeds 10000 --minutes 30"
+	@$(BIN)/python -m tests.simulation $(ARGS)
+
+chaos: dev ## every fault on real processes, 20 minutes: make chaos ARGS="--only aof-cut --keep DIR"
+	@$(BIN)/python -m tests.fault $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
+
+fuzz: dev ## a million bad inputs to every reader: make fuzz ARGS="--inputs 50000 --seed 7 --target records"
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 lint: dev ## style and formatting
 	@echo "==> ruff"

@@ -28,9 +28,12 @@ class TopicSettings(Struct, frozen=True, forbid_unknown_fields=True):
 class ParkSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Bounds of the park and the outbox. A full one pauses intake, lowest priority first; Kafka keeps the rest."""
 
-    tasks: Annotated[Positive, Meta(description="parked tasks at most")] = 1_000_000
+    tasks: Annotated[
+        Positive, Meta(description="parked tasks, and those that wait for a retry; passed by less than one batch")
+    ] = 1_000_000
     bytes: Annotated[Positive, Meta(description="bytes of parked tasks at most")] = 4 << 30
     outbox: Annotated[Positive, Meta(description="outcomes at most that wait for Kafka")] = 1_000_000
+    outbox_bytes: Annotated[Positive, Meta(description="memory at most of outcomes that wait for Kafka")] = 1 << 30
     age_ms: Annotated[Positive, Meta(description="a task parked for longer goes to the dead letter")] = 86_400_000
     unknown_type_age_ms: Annotated[
         Positive, Meta(description="the same where no instance serves the task's agent type")
@@ -159,6 +162,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
             parked_limit=self.park.tasks,
             parked_bytes_limit=self.park.bytes,
             outbox_limit=self.park.outbox,
+            outbox_bytes_limit=self.park.outbox_bytes,
             retry_base_ms=self.retry.base_ms,
             retry_cap_ms=self.retry.cap_ms,
             unknown_type_age_ms=self.park.unknown_type_age_ms,

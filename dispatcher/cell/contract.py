@@ -20,6 +20,7 @@ class CellConfig(NamedTuple):
     parked_limit: int = 1_000_000
     parked_bytes_limit: int = 4 << 30
     outbox_limit: int = 1_000_000
+    outbox_bytes_limit: int = 1 << 30
     retry_base_ms: int = 1_000
     retry_cap_ms: int = 60_000
     unknown_type_age_ms: int = 3_600_000
@@ -87,7 +88,10 @@ class Fenced(NamedTuple):
 
 
 class Full(NamedTuple):
-    """Refused, nothing changed: the park or the outbox is at its bound. Pause this priority."""
+    """Refused, nothing changed: the park or the outbox is at its bound. Pause this priority.
+
+    parked: together with what waits for its retry. A batch that is taken may pass the bound by its own size.
+    """
 
     parked: int
     parked_bytes: int

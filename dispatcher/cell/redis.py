@@ -195,7 +195,7 @@ class RedisCell:
     async def evict(self, *, limit: int) -> tuple[str, int] | None:
         """Take back a page of one instance whose lease has run out."""
         reply = await self._call("evict", limit)
-        return (reply[0].decode(), reply[1]) if reply else None
+        return (reply[0].decode(errors="replace"), reply[1]) if reply else None
 
     async def recall(self, instances: Sequence[str], *, min_age_ms: int, limit: int) -> int:
         """Take back what these instances have not read for min_age_ms."""

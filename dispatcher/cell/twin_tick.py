@@ -32,6 +32,12 @@ SPARE_MS = 10_000
 """Time for them to beat again."""
 HEADS_PER_TYPE = 64
 """Shapes of one agent type that one expire looks at."""
+FEW = 100
+"""Entries of the outbox that weigh little, whatever is in them."""
+
+
+def _weight(row: Outgoing) -> int:
+    return len(row.body) + len(row.cause)
 
 
 class TwinTick(TwinRecovery):
@@ -95,12 +101,14 @@ class TwinTick(TwinRecovery):
 
     def _full(self, parked_permille: int) -> Full | None:
         state, config = self._state, self._state.config
-        level = Full(state.parked, state.parked_bytes, len(state.outbox.items))
+        # What waits for its retry is parked again when that is due.
+        level = Full(state.parked + len(state.later), state.parked_bytes, len(state.outbox.items))
         share = parked_permille / 1000
         is_full = (
             level.parked >= config.parked_limit * share
             or level.parked_bytes >= config.parked_bytes_limit * share
             or level.outbox >= config.outbox_limit
+            or (level.outbox > FEW and sum(map(_weight, state.outbox.items.values())) >= config.outbox_bytes_limit)
         )
         return level if is_full else None
 

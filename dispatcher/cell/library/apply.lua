@@ -9,13 +9,24 @@
 --          parked, outbox, now
 --          recovering                              the cell has not begun: it has no history yet, or has lost it
 --          fenced, partition, offset or nil, ...   some range does not start where its partition stands
---          full, parked, parked_bytes, outbox      the park or the outbox is at its bound
+--          full, parked and later, parked_bytes, outbox   the park or the outbox is at its bound
 -- cost     4 to 5 us a task when placed on a candidate, one XADD each; all else is read and written once a call
 -- A task of a shape that has an earlier one parked is parked behind it; the candidates then pull.
 
+local FEW = 100 -- entries of the outbox that weigh little, whatever is in them
+
+local function is_offset(value)
+  return type(value) == 'number' and value >= 0 and value < 2 ^ 53 and value == math.floor(value)
+end
+
 local function fence(c, ranges)
   local names = { 'begun' }
-  for i, range in ipairs(ranges) do names[i + 1] = range[1] end
+  for i, range in ipairs(ranges) do
+    if type(range[1]) ~= 'string' or not is_offset(range[2]) or not is_offset(range[3]) then
+      error('a range is partition, start, end')
+    end
+    names[i + 1] = range[1]
+  end
   local offsets = redis.call('HMGET', key(c, ':applied'), unpack(names))
   if not offsets[1] then return { 'recovering' } end
   for i, range in ipairs(ranges) do
@@ -47,16 +58,23 @@ local function move_on(c, ranges)
 end
 
 local function level(c)
-  local stats = redis.call('HMGET', key(c, ':stats'), 'parked', 'parked_bytes')
-  return tonumber(stats[1]) or 0, tonumber(stats[2]) or 0, redis.call('XLEN', key(c, ':out'))
+  local stats = redis.call('HMGET', key(c, ':stats'), 'parked', 'parked_bytes', 'later')
+  local outbox = redis.call('XLEN', key(c, ':out'))
+  return tonumber(stats[1]) or 0, tonumber(stats[2]) or 0, tonumber(stats[3]) or 0, outbox
+end
+
+-- What the outbox weighs; of a few entries that is not asked, since it costs up to 60 us.
+local function outbox_bytes(c, outbox)
+  return outbox > FEW and redis.call('MEMORY', 'USAGE', key(c, ':out')) or 0
 end
 
 local function full(c, parked_permille)
-  local parked, parked_bytes, outbox = level(c)
+  local parked, parked_bytes, later, outbox = level(c)
   local share = parked_permille / 1000
-  if parked >= setting(c, 'parked_limit') * share or parked_bytes >= setting(c, 'parked_bytes_limit') * share
-    or outbox >= setting(c, 'outbox_limit') then
-    return { 'full', parked, parked_bytes, outbox }
+  -- What waits for its retry is parked again when that is due.
+  if parked + later >= setting(c, 'parked_limit') * share or parked_bytes >= setting(c, 'parked_bytes_limit') * share
+    or outbox >= setting(c, 'outbox_limit') or outbox_bytes(c, outbox) >= setting(c, 'outbox_bytes_limit') then
+    return { 'full', parked + later, parked_bytes, outbox }
   end
   c.parked_before, c.outbox = parked, outbox
   return nil
@@ -136,8 +154,8 @@ local function apply(c, args)
   local ranges, shapes = header[1], header[3]
   local refused = fence(c, ranges) or full(c, header[4])
   if refused then return refused end
-  local n, ids = tonumber(args[3]), {}
-  for i = 1, n do ids[i] = id_of(args[3 + i]) end
+  local n, ids, texts = tonumber(args[3]), {}, {}
+  for i = 1, n do ids[i], texts[i] = struct.unpack('<Hc0Hc0', args[3 + i], 29) end
   local known = known_of(c, ids)
   local names, valid = candidates_of(c, header[2])
   for i = 1, #shapes do shapes[i] = shape_of(c, shapes[i]) end
@@ -150,6 +168,7 @@ local function apply(c, args)
     else
       known[id] = true
       local s, n1, n2, n3 = struct.unpack('<HHHH', args[2], 8 * i - 7)
+      if shapes[s].text ~= texts[i] then error('an entry of another shape than its task: ' .. texts[i]) end
       results[i] = place_new(c, args[3 + i], id, shapes[s], names, valid, n1, n2, n3, pullers)
     end
   end

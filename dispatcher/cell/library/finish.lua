@@ -124,6 +124,21 @@ local function end_late(c, instance, ending, detail)
   return true
 end
 
+local HOWS = { succeeded = true, retry = true, gave_up = true, unstarted = true }
+
+-- Workers may be of any make: what is no ending is refused before anything is written.
+local function check_endings(endings, args)
+  if type(endings) ~= 'table' or #endings > MAX_ENDINGS then error('at most ' .. MAX_ENDINGS .. ' endings') end
+  for i, ending in ipairs(endings) do
+    local id, stream_id, attempt, how, delay_ms = unpack(type(ending) == 'table' and ending or {}, 1, 5)
+    local is_one = type(id) == 'string' and #id > 0 and type(stream_id) == 'string'
+      and string.find(stream_id, '^%d+%-?%d*$') and HOWS[how] and type(delay_ms) == 'number' and args[3 + i]
+    if not is_one or type(attempt) ~= 'number' or attempt ~= math.floor(attempt) or attempt < 1 or attempt > 255 then
+      error('an ending is id, stream id, attempt, how, delay_ms, and has a detail')
+    end
+  end
+end
+
 -- finish: KEYS[1] root; ARGV instance, epoch, MessagePack [[id, stream id, attempt, how, delay_ms]...], detail...
 --        (details are apart: cmsgpack reads no binary strings)
 -- reply: ok, one byte per ending (1 counted, 0 gone: finished before, taken back or given to another), pulled
@@ -134,8 +149,8 @@ local function finish(c, args)
   local refused = refusal(c, instance, args[2])
   if refused then return refused end
   local endings, ids = cmsgpack.unpack(args[3]), {}
+  check_endings(endings, args)
   if #endings == 0 then return { 'ok', '', 0 } end
-  if #endings > MAX_ENDINGS then error('more than ' .. MAX_ENDINGS .. ' endings') end
   for i, ending in ipairs(endings) do ids[i] = ending[1] end
   local places = redis.call('HMGET', key(c, ':where'), unpack(ids))
   local counted, gone, seen, late = {}, {}, {}, {}

@@ -66,6 +66,7 @@ end
 -- Settings of a cell that nobody has opened yet; `open` stores the real ones.
 local DEFAULTS = {
   headroom_permille = 50, parked_limit = 1000000, parked_bytes_limit = 4294967296, outbox_limit = 1000000,
+  outbox_bytes_limit = 1073741824,
   retry_base_ms = 1000, retry_cap_ms = 60000, unknown_type_age_ms = 3600000, parked_age_ms = 86400000,
   done_limit = 500000, done_age_ms = 600000,
 }

@@ -274,21 +274,21 @@ local function finish_call(c)
   c.where, c.forget, c.done, c.born, c.parked, c.parked_bytes, c.later = {}, {}, {}, {}, 0, 0, 0
 end
 
+local function take_back_write(c, command, a, b, d)
+  if type(command) == 'function' then
+    command(c, a, b, d)
+  elseif d then
+    redis.call(command, a, b, d)
+  else
+    redis.call(command, a, b)
+  end
+end
+
+-- Each for itself: one that cannot be taken back must not keep the others.
 local function roll_back(c)
   local list = c.undo
-  for n = c.undo_size, 4, -4 do
-    local command, a, b, d = list[n - 3], list[n - 2], list[n - 1], list[n]
-    if type(command) == 'function' then
-      command(c, a, b, d)
-    elseif d then
-      redis.call(command, a, b, d)
-    elseif b then
-      redis.call(command, a, b)
-    else
-      redis.call(command, a)
-    end
-  end
-  restore_where(c)
+  for n = c.undo_size, 4, -4 do pcall(take_back_write, c, list[n - 3], list[n - 2], list[n - 1], list[n]) end
+  pcall(restore_where, c)
   for _, shape in pairs(c.reindex) do
     if index_head(c, shape) then redis.call('SADD', key(c, ':waiting'), shape.type) end
   end

@@ -255,7 +255,7 @@ local function begin_cell(c, args)
   if args[1] ~= '' and args[1] ~= meta(c, 'generation') then return 0 end
   local first_end = 3 + 2 * tonumber(args[2])
   if args[first_end] then
-    undo(c, 'DEL', key(c, ':replay'))
+    undo(c, 'UNLINK', key(c, ':replay'), key(c, ':replay'))
     redis.call('HSET', key(c, ':replay'), unpack(args, first_end))
   end
   redis.call('HSET', key(c, ':applied'), 'begun', 1, unpack(args, 3, first_end - 1))
