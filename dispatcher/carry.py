@@ -59,8 +59,10 @@ class Carry:
 
     async def stop(self) -> None:
         """Close the producer and give the lease back."""
-        await self._producer.stop()
-        await self._cell.lease("carry", self._owner, ttl_ms=0)
+        try:
+            await self._producer.stop()
+        finally:
+            await self._cell.lease("carry", self._owner, ttl_ms=0)
 
     async def _keep(self) -> bool:
         return await self._cell.lease("carry", self._owner, ttl_ms=_LEASE_MS)

@@ -3,6 +3,8 @@
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
+from taskyard.dispatcher.cell.audit import RedisAudit
+from taskyard.dispatcher.cell.audit_contract import AuditCell
 from taskyard.dispatcher.cell.connection import Connection
 from taskyard.dispatcher.cell.contract import DispatcherCell, FleetView, Incarnation
 from taskyard.dispatcher.cell.redis import RedisCell
@@ -51,10 +53,11 @@ class History(Protocol):
 
 
 class Clients(Protocol):
-    """Makes the clients of one dispatcher. cell, view: one of each for all its loops."""
+    """Makes the clients of one dispatcher. cell, view, audit: one of each for all its loops."""
 
     cell: DispatcherCell
     view: FleetView
+    audit: AuditCell
 
     def consumer(self, topic: str, group: str) -> Consumer: ...
     def producer(self) -> Producer: ...
@@ -71,6 +74,7 @@ class RealClients:
         self._connection = Connection(settings.redis, settings.cell)
         self.cell: DispatcherCell = RedisCell(self._connection)
         self.view: FleetView = RedisView(self._connection)
+        self.audit: AuditCell = RedisAudit(self._connection)
 
     def consumer(self, topic: str, group: str) -> TopicConsumer:
         """Make a member of the group."""

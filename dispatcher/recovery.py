@@ -108,8 +108,10 @@ class Recovery:
 
     async def stop(self) -> None:
         """Close the connection and give the lease back."""
-        await self._history.close()
-        await self._cell.lease("recovery", self._owner, ttl_ms=0)
+        try:
+            await self._history.close()
+        finally:
+            await self._cell.lease("recovery", self._owner, ttl_ms=0)
 
     async def _keep(self) -> bool:
         return await self._cell.lease("recovery", self._owner, ttl_ms=_LEASE_MS)

@@ -6,10 +6,13 @@ import secrets
 import signal
 import time
 from collections.abc import Generator, Sequence
+from typing import Protocol
 
 import structlog
 
 from taskyard.dispatcher.arrivals import Reader
+from taskyard.dispatcher.audit import PAUSE_S as AUDIT_PAUSE_S
+from taskyard.dispatcher.audit import AuditMetrics, Auditor
 from taskyard.dispatcher.carry import Carry
 from taskyard.dispatcher.clients import Clients, History, RealClients
 from taskyard.dispatcher.core.fleet import Fleet
@@ -37,6 +40,8 @@ _REPORT_S = 1.0
 # How soon a lost cell is noticed, and whether a measured watermark may be stored is asked.
 _RECOVERY_S = 0.5
 _CARRY_S = 30.0
+# For all duties together to give back what they hold.
+_LAY_DOWN_S = 3.0
 # A view of the fleet older than this is no ground to place on.
 _STALE_VIEW_MS = 5_000
 
@@ -59,6 +64,13 @@ async def run(settings: Settings) -> None:
     await Dispatcher(settings).run()
 
 
+class Duty(Protocol):
+    """Something that one dispatcher of the cell does at a time, under a lease that `stop` gives back."""
+
+    async def step(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
 class Dispatcher:
     """One dispatcher. Its parts share one event loop; each mutable part has one owner."""
 
@@ -78,15 +90,31 @@ class Dispatcher:
         self._topics = topics(settings.prefix)
         self._lanes = [self._lane(priority, topic) for priority, topic in self._topics.tasks.items()]
         self._watch = Watch(self._view, self._fleet, self.metrics)
-        self._tick = Tick(self._cell, self._view, self._fleet, settings, self.metrics, self._name)
-        self._relay = Relay(self._cell, self._clients.producer(), self._topics, self.metrics, self._name)
         self._recovery = Recovery(self._cell, self._history(), settings, self.metrics, self._name, self.stopping)
         self._recovery.on_other_history = self._rewind
-        self._watermark = Watermark(self._cell, self._view, self._history(), settings, self.metrics, self._name)
-        self._carry = Carry(
-            self._cell, self._view, self._clients.producer(), self._topics, self.metrics, self._name,
+        self._duties = self._all_duties()
+
+    def _all_duties(self) -> dict[str, tuple[Duty, float]]:
+        """What one dispatcher of the cell does at a time, and the pause between two steps in seconds."""
+        settings, clients, cell, metrics, name = self.settings, self._clients, self._cell, self.metrics, self._name
+        watermark_s = min(_RECOVERY_S, settings.recovery.watermark_ms / 1000)
+        tick = Tick(cell, self._view, self._fleet, settings, metrics, name)
+        carry = Carry(
+            cell, self._view, clients.producer(), self._topics, metrics, name,
             after_ms=settings.recovery.carry_after_ms,
         )  # fmt: skip
+        auditor = Auditor(
+            cell, clients.audit, AuditMetrics(metrics.registry), name,
+            round_ms=settings.audit.round_ms, is_mending=settings.audit.mend,
+        )  # fmt: skip
+        return {
+            "tick": (tick, settings.tick.period_ms / 1000),
+            "relay": (Relay(cell, clients.producer(), self._topics, metrics, name), _RELAY_IDLE_S),
+            "recovery": (self._recovery, _RECOVERY_S),
+            "watermark": (Watermark(cell, self._view, self._history(), settings, metrics, name), watermark_s),
+            "carry": (carry, _CARRY_S),
+            "audit": (auditor, AUDIT_PAUSE_S),
+        }
 
     def _rewind(self) -> None:
         log.warning("history_changed", name=self._name, next="Kafka is read again from what is applied")
@@ -129,22 +157,28 @@ class Dispatcher:
             beat.cancel()
 
     async def _run_loops(self) -> None:
-        tick = self.settings.tick
-        watermark_s = min(_RECOVERY_S, self.settings.recovery.watermark_ms / 1000)
+        view_s = self.settings.tick.view_ms / 1000
         async with asyncio.TaskGroup() as group:
             loops = [
                 *[group.create_task(self._run_lane(lane), name=f"lane {lane.priority}") for lane in self._lanes],
-                group.create_task(self._repeat("watch", self._watch.step, tick.view_ms / 1000), name="watch"),
-                group.create_task(self._repeat("tick", self._tick.step, tick.period_ms / 1000), name="tick"),
-                group.create_task(self._repeat("relay", self._relay.step, _RELAY_IDLE_S), name="relay"),
-                group.create_task(self._repeat("recovery", self._recovery.step, _RECOVERY_S), name="recovery"),
-                group.create_task(self._repeat("carry", self._carry.step, _CARRY_S), name="carry"),
-                group.create_task(self._repeat("watermark", self._watermark.step, watermark_s), name="watermark"),
+                group.create_task(self._repeat("watch", self._watch.step, view_s), name="watch"),
+                *[
+                    group.create_task(self._repeat(name, duty.step, pause_s), name=name)
+                    for name, (duty, pause_s) in self._duties.items()
+                ],
             ]
             group.create_task(self._end_by_deadline(loops), name="deadline")
-        for stop in (self._relay.stop, self._tick.stop, self._recovery.stop, self._watermark.stop, self._carry.stop):
-            with contextlib.suppress(DependencyError):
-                await stop()
+        await self._lay_down()
+
+    async def _lay_down(self) -> None:
+        """Let all duties end at once, and in bounded time: what is not given back runs out."""
+        stops = [asyncio.create_task(duty.stop(), name=f"stop {name}") for name, (duty, _) in self._duties.items()]
+        _, late = await asyncio.wait(stops, timeout=_LAY_DOWN_S)
+        for task in late:
+            task.cancel()
+        for end in await asyncio.gather(*stops, return_exceptions=True):
+            if isinstance(end, Exception) and not isinstance(end, DependencyError):
+                raise end
 
     async def _run_lane(self, lane: Lane) -> None:
         try:

@@ -72,8 +72,10 @@ class Watermark:
 
     async def stop(self) -> None:
         """Close the connection and give the lease back."""
-        await self._history.close()
-        await self._cell.lease("watermark", self._owner, ttl_ms=0)
+        try:
+            await self._history.close()
+        finally:
+            await self._cell.lease("watermark", self._owner, ttl_ms=0)
 
     async def _measure(self) -> Measured | None:
         """Measure; None if the cell has not begun, or has another history by now."""
