@@ -164,9 +164,17 @@ async def _exchange(
         raise DependencyError(f"Redis did not answer {name}: {why}; is it up? `taskyard doctor`") from error
 
 
-async def _answered(connection: Any, words: tuple[Word, ...], on_sent: OnSent | None) -> Any:
+async def _send(connection: Any, words: tuple[Word, ...]) -> None:
     try:
         await connection.send_command(*words)
+    except RuntimeError as error:
+        # uvloop's word for a connection that has been closed meanwhile; asyncio's own loop says it with an OSError.
+        raise ConnectionError(str(error)) from error
+
+
+async def _answered(connection: Any, words: tuple[Word, ...], on_sent: OnSent | None) -> Any:
+    try:
+        await _send(connection, words)
         if on_sent is not None:
             on_sent()
         return await connection.read_response()

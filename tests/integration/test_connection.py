@@ -2,8 +2,10 @@
 
 import asyncio
 import random
+from typing import Any
 
 import pytest
+import uvloop
 from msgspec import msgpack
 
 from taskyard.dispatcher.cell.connection import Connection, Library
@@ -96,6 +98,31 @@ async def test_a_worker_of_another_make_cannot_store_a_report_or_an_offer_that_s
     await until(lambda: live.evict(limit=9), what="its lease has run out, and it goes")
     assert await view.vectors() == {}
     await connection.close()
+
+
+def test_a_call_on_a_connection_that_was_closed_a_moment_ago_is_no_crash_under_uvloop(
+    redis_url: str, cell: str
+) -> None:
+    async def call_after_the_end() -> None:
+        connection = Connection(redis_url, cell)
+        pool: Any = connection._pool  # pyright: ignore[reportPrivateUsage]
+        get_connection = pool.get_connection
+
+        async def get_and_lose() -> Any:
+            found = await get_connection()
+            found._writer.transport.abort()  # the network fails just now
+            return found
+
+        pool.get_connection = get_and_lose
+        with pytest.raises(DependencyError):
+            await connection.command("PING")
+
+        pool.get_connection = get_connection
+        assert await connection.command("PING") == b"PONG"
+        await connection.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(call_after_the_end())
 
 
 async def test_of_two_builds_of_the_library_the_newer_one_stays(redis_url: str, cell: str) -> None:
