@@ -27,7 +27,7 @@ process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller_port}
 listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{advertised_port}
 controller.listener.names=CONTROLLER
 log.dirs={data}
 auto.create.topics.enable=false
@@ -55,14 +55,20 @@ num.io.threads=4
 
 
 class Kafka(Server):
-    """A Kafka node, open to this machine only. Its directory is formatted at the first start and used again."""
+    """A Kafka node, open to this machine only. Its directory is formatted at the first start and used again.
+
+    advertised_port: what clients are told to connect to, such as that of a proxy; 0: its own.
+    """
 
     name = "Kafka"
     ready_within_s = 60.0
     stop_within_s = 15.0
 
-    def __init__(self, directory: Path, port: int = 0, *, on_progress: OnProgress = lambda _: None) -> None:
+    def __init__(
+        self, directory: Path, port: int = 0, *, advertised_port: int = 0, on_progress: OnProgress = lambda _: None
+    ) -> None:
         super().__init__(directory, port)
+        self.advertised_port = advertised_port or self.port
         self._on_progress = on_progress
         self._data = directory / "data"
 
@@ -76,7 +82,14 @@ class Kafka(Server):
         java = _java()
         classpath = os.pathsep.join(map(str, kafka_jars(self._on_progress)))
         settings = self.directory / "server.properties"
-        settings.write_text(_SETTINGS.format(port=self.port, controller_port=free_port(), data=self._data))
+        settings.write_text(
+            _SETTINGS.format(
+                port=self.port,
+                advertised_port=self.advertised_port,
+                controller_port=free_port(),
+                data=self._data,
+            )
+        )
         if not (self._data / "meta.properties").exists():
             self._format(java, classpath)
         # Libraries unpack native code into the temp directory and leave it there when they are killed.
@@ -144,7 +157,7 @@ def _template(java: Path, classpath: str) -> Path:
         return template
     with tempfile.TemporaryDirectory(prefix=".format-", dir=cache) as scratch:
         settings, data = Path(scratch) / "server.properties", Path(scratch) / "data"
-        settings.write_text(_SETTINGS.format(port=1, controller_port=2, data=data))
+        settings.write_text(_SETTINGS.format(port=1, advertised_port=1, controller_port=2, data=data))
         tool = [str(java), *_JVM_OPTIONS, "-XX:TieredStopAtLevel=1", "-cp", classpath, "kafka.tools.StorageTool"]
         done = subprocess.run(
             [*tool, "format", "--cluster-id", "AAAAAAAAAAAAAAAAAAAAAA", "--config", str(settings)],

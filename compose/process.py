@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -79,6 +79,10 @@ class Server(abc.ABC):
     def is_ready(self) -> bool:
         """Ask the server itself, over its protocol; False or OSError mean not yet."""
 
+    def environment(self) -> Mapping[str, str] | None:
+        """The variables that the program sees; None: ours."""
+        return None
+
     @property
     def pid(self) -> int:
         """The process id of the running server. Raises ServiceError if it was never started."""
@@ -113,6 +117,7 @@ class Server(abc.ABC):
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.directory,
+                env=self.environment(),
                 start_new_session=True,
             )
 
@@ -142,6 +147,14 @@ class Server(abc.ABC):
             self._process.wait(self.stop_within_s)
         except subprocess.TimeoutExpired:
             self.kill()
+
+    def pause(self) -> None:
+        """Stop the process where it is (SIGSTOP): its connections stay open and nobody answers. `resume` ends it."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused process go on. Harmless if it runs."""
+        os.kill(self.pid, signal.SIGCONT)
 
     def kill(self) -> None:
         """Kill the server as a crash would (SIGKILL), and wait until it is gone. Idempotent."""

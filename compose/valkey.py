@@ -48,6 +48,14 @@ class Valkey(Server):
         }
         return [str(_program()), *(part for name, value in settings.items() for part in (f"--{name}", value))]
 
+    def ask(self, *words: str | int) -> Any:
+        """Run one command, as an operator would at the server itself. Raises ServiceError if it is refused."""
+        try:
+            with _client(self.port) as client:
+                return client.execute_command(*words)
+        except redis.RedisError as error:
+            raise ServiceError(f"{self.name} on port {self.port} does not do {words[0]}: {error}") from error
+
     def is_ready(self) -> bool:
         """Whether our own process, not another server on the port, answers and has loaded its file."""
         with _client(self.port) as client, contextlib.suppress(redis.RedisError):

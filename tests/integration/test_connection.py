@@ -111,6 +111,8 @@ def test_a_call_on_a_connection_that_was_closed_a_moment_ago_is_no_crash_under_u
         async def get_and_lose() -> Any:
             found = await get_connection()
             found._writer.transport.abort()  # the network fails just now
+            await asyncio.sleep(0)  # the loop closes it in its next turn
+            await asyncio.sleep(0)
             return found
 
         pool.get_connection = get_and_lose
