@@ -19,8 +19,8 @@ class Instance:
     """One instance as the plan sees it. Written by Fleet only."""
 
     __slots__ = (
-        "capacity", "charge", "cpu", "errors", "free", "headroom", "id", "is_open", "labels", "memory", "registered_ms",
-        "shares", "tag", "types",
+        "capacity", "charge", "cpu", "errors", "free", "headroom", "id", "is_held", "is_open", "labels", "memory",
+        "registered_ms", "shares", "tag", "types",
     )  # fmt: skip
 
     def __init__(self, view: InstanceView, resources: Sequence[str]) -> None:
@@ -37,7 +37,7 @@ class Instance:
         """Take over all that may change during a registration."""
         self.charge += 1
         self.headroom = view.headroom
-        self.is_open = view.state == "open"
+        self.is_open, self.is_held = view.state == "open", view.state == "held"
         self.capacity = [view.capacity.get(name, 0) for name in resources]
         self.free = [view.free.get(name, 0) for name in resources]
         # As the instance reports itself, 0 to 1.
@@ -54,6 +54,7 @@ class Instance:
     def renew(self, vector: Vector) -> None:
         """Take over what changes with every placement."""
         size, is_open = len(vector.free), vector.state == "open"
+        self.is_held = vector.state == "held"
         if is_open != self.is_open or vector.headroom != self.headroom or tuple(self.free[:size]) != vector.free:
             self.charge += 1
             self.free[:size] = vector.free
@@ -68,6 +69,10 @@ class Instance:
         if len(need) == 1:
             return True
         return all(index < len(free) and free[index] >= units for index, units in need[1:])
+
+    def has_room(self, need: Sequence[tuple[int, int]]) -> bool:
+        """Whether it has that much free, whatever its state and headroom."""
+        return all(index < len(self.free) and self.free[index] >= units for index, units in need)
 
     def take(self, need: Sequence[tuple[int, int]]) -> None:
         """Count a placement."""

@@ -9,7 +9,10 @@ _SETTLED_AT_ONCE = 200
 
 
 def to_settle(parked: Sequence[ShapeView], fleet: Fleet) -> list[tuple[str, str]]:
-    """Pairs (instance, shape) that match now, the earliest tasks first; empty if all is settled."""
+    """Pairs (instance, shape) that match now, the earliest tasks first; empty if all is settled.
+
+    An instance that is held is matched too, since the view does not tell for which shape: for another it takes nothing.
+    """
     found: list[tuple[str, str]] = []
     for view in sorted(parked, key=lambda view: view.head_key_ms):
         pool = fleet.pool(view.shape)
@@ -17,7 +20,10 @@ def to_settle(parked: Sequence[ShapeView], fleet: Fleet) -> list[tuple[str, str]
         for instance in pool.members.values():
             if left <= 0 or len(found) >= _SETTLED_AT_ONCE:
                 break
-            if instance.fits(pool.need, is_critical=pool.shape.is_critical):
+            is_held = instance.is_held and instance.has_room(pool.need)
+            if is_held:
+                found.append((instance.id, view.shape))
+            elif instance.fits(pool.need, is_critical=pool.shape.is_critical):
                 found.append((instance.id, view.shape))
                 left -= max(1, instance.free[0] // pool.need[0][1])
     return found

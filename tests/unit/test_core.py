@@ -342,6 +342,13 @@ def test_instances_with_room_for_what_is_parked_are_settled_the_earliest_first()
     assert to_settle([parked("n|a|slots=2|")], fleet) == []
 
 
+def test_an_instance_that_is_held_and_has_room_by_now_is_settled_too() -> None:
+    held = instance("i", free={"slots": 2}, headroom=1, state="held")
+    waiting = [ShapeView("n|a|slots=2|", 1, 0, NOW_MS, 1), ShapeView("n|a|slots=3|", 1, 0, NOW_MS, 1)]
+
+    assert to_settle(waiting, fleet_of(held)) == [("i", "n|a|slots=2|")]
+
+
 def test_a_task_that_waits_too_long_gets_the_instance_with_most_room_that_is_large_enough() -> None:
     fleet = fleet_of(
         instance("small", free={"slots": 2}, capacity={"slots": 2}),

@@ -155,9 +155,13 @@ def test_no_shape_stays_parked_beside_an_instance_that_could_take_its_first_task
     by_name = {view.id: view for view in views}
     for want in parked:
         able = {view.id for view in views if can_take(view, view.free, want)}
+        # Held for whom is not told; whoever it is held for gets the headroom too.
+        as_if_open = [view._replace(state="open", headroom=0) for view in views if view.state == "held"]
+        held = {view.id for view in as_if_open if can_take(view, view.free, want)}
         told = {instance for instance, shape in pairs if shape == text_of(want)}
-        assert told <= able
-        assert bool(told) == bool(able)
+        assert told <= able | held
+        assert held <= told or told & able
+        assert bool(told) == bool(able | held)
     assert all(name in by_name for name, _ in pairs)
 
 
