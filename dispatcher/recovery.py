@@ -15,20 +15,20 @@ The cell begins with an offset for *every* partition: a lane that still stands w
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import structlog
 
 from taskyard.dispatcher.cell.contract import DispatcherCell, Incarnation
-from taskyard.dispatcher.clients import History
+from taskyard.dispatcher.clients import History, Producer
 from taskyard.dispatcher.kafka.history import Extent, Mark
 from taskyard.dispatcher.metrics import Metrics
 from taskyard.dispatcher.settings import Settings
-from taskyard.schemas.codec import codec_of
+from taskyard.dispatcher.told import Told
 from taskyard.schemas.entry import decode_entry
 from taskyard.schemas.errors import SchemaError
-from taskyard.schemas.limits import check_id
+from taskyard.schemas.topics import topics
 
 log = structlog.get_logger()
 
@@ -62,11 +62,13 @@ class Recovery:
     """Run by one asyncio task. owner: this dispatcher's random name, for the lease."""
 
     def __init__(
-        self, cell: DispatcherCell, history: History, settings: Settings, metrics: Metrics, owner: str,
-        stopping: asyncio.Event,
+        self, cell: DispatcherCell, history: History, producer: Producer, settings: Settings, metrics: Metrics,
+        owner: str, stopping: asyncio.Event,
     ) -> None:  # fmt: skip
         self._cell = cell
         self._history = history
+        self._producer = producer
+        self._results = topics(settings.prefix).results
         self._config = settings.cell_config()
         self._settings = settings.recovery
         self._metrics = metrics
@@ -107,9 +109,10 @@ class Recovery:
                 await self._cell.lease("recovery", self._owner, ttl_ms=0)
 
     async def stop(self) -> None:
-        """Close the connection and give the lease back."""
+        """Close the connections and give the lease back."""
         try:
             await self._history.close()
+            await self._producer.stop()
         finally:
             await self._cell.lease("recovery", self._owner, ttl_ms=0)
 
@@ -150,14 +153,23 @@ class Recovery:
     async def _remember_since(self, since_ms: int) -> int | None:
         """Let the cell remember what has ended. None: interrupted."""
         log.info("outcomes_read_again", since_ms=since_ms)
-        count = 0
+        told, count = Told(), 0
         async with contextlib.aclosing(self._history.outcomes(since_ms)) as pages:
             async for page in pages:
-                task_ids = list(dict.fromkeys(ended_ids(page)))
-                for first in range(0, len(task_ids), _REMEMBERED_AT_ONCE):
-                    count += await self._cell.remember(task_ids[first : first + _REMEMBERED_AT_ONCE])
+                count += await self._remember(told.read(page))
                 if self._stopping.is_set() or not await self._keep():
                     return None
+        untold = told.left_untold()
+        if untold:
+            await self._producer.publish(
+                [(self._results, name.encode(), body, headers) for name, body, headers in untold]
+            )
+        return count + await self._remember([name for name, *_ in untold])
+
+    async def _remember(self, task_ids: Sequence[str]) -> int:
+        count = 0
+        for first in range(0, len(task_ids), _REMEMBERED_AT_ONCE):
+            count += await self._cell.remember(task_ids[first : first + _REMEMBERED_AT_ONCE])
         return count
 
     async def _restore(self) -> int | None:
@@ -185,17 +197,3 @@ def _is_entry(value: bytes) -> bool:
         log.error("carried_task_unreadable", error=str(error), next="it is left in its topic")  # noqa: TRY400 - it says all
         return False
     return True
-
-
-def ended_ids(values: Iterable[bytes]) -> Iterable[str]:
-    """Yield the ids of the tasks that these records of `results` and `dead-letter` say have ended.
-
-    What is neither, or has an id that no task can have, is somebody else's and is passed over.
-    """
-    for value in values:
-        codec = codec_of(value)
-        for decode in (codec.decode_outcome, codec.decode_dead_letter):
-            with contextlib.suppress(SchemaError):
-                task_id = decode(value).id
-                check_id(task_id)
-                yield task_id

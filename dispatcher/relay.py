@@ -54,7 +54,7 @@ class Relay:
             outgoing = await self._cell.outbox(count=count)
             self._page = _next_page(count, outgoing)
             if outgoing:
-                await self._publish([record for row in outgoing for record in self.records(row)])
+                await self._publish_in_order([record for row in outgoing for record in self.records(row)])
                 await self._cell.trim([row.stream_id for row in outgoing])
             if len(outgoing) < count:
                 return
@@ -65,6 +65,13 @@ class Relay:
             await self._producer.stop()
         finally:
             await self._cell.lease("relay", self._owner, ttl_ms=0)
+
+    async def _publish_in_order(self, records: Sequence[OutgoingRecord]) -> None:
+        """Dead letters first: cut off in between, an outcome can be made from its letter, but not the other way."""
+        letters = [record for record in records if record[0] == self._topics.dead_letter]
+        if letters:
+            await self._publish(letters)
+        await self._publish([record for record in records if record[0] != self._topics.dead_letter])
 
     async def _publish(self, records: Sequence[OutgoingRecord]) -> None:
         """Publish all; one that its topic does not take goes out shortened, or it would stop all behind it for ever."""

@@ -90,7 +90,9 @@ class Dispatcher:
         self._topics = topics(settings.prefix)
         self._lanes = [self._lane(priority, topic) for priority, topic in self._topics.tasks.items()]
         self._watch = Watch(self._view, self._fleet, self.metrics)
-        self._recovery = Recovery(self._cell, self._history(), settings, self.metrics, self._name, self.stopping)
+        self._recovery = Recovery(
+            self._cell, self._history(), self._clients.producer(), settings, self.metrics, self._name, self.stopping
+        )
         self._recovery.on_other_history = self._rewind
         self._duties = self._all_duties()
 

@@ -126,13 +126,13 @@ class TwinTick(TwinRecovery):
         return instance, left
 
     def _spare(self) -> None:
-        # Nobody reached the cell for a while: leases that ran out meanwhile are no sign of death. Once for each.
+        # Nobody reached the cell for a while: a lease that ran out meanwhile, or will soon, is no sign of death. Once.
         state = self._state
         before_ms, state.evict_ms = state.evict_ms, state.now_ms
         if before_ms is None or state.now_ms - before_ms <= AWAY_MS:
             return
         for live in state.instances.values():
-            if before_ms < live.lease_until_ms <= state.now_ms and not live.is_spared:
+            if before_ms < live.lease_until_ms <= state.now_ms + SPARE_MS and not live.is_spared:
                 live.lease_until_ms, live.is_spared = state.now_ms + SPARE_MS, True
 
     async def recall(self, instances: Sequence[str], *, min_age_ms: int, limit: int) -> int:

@@ -16,6 +16,7 @@ from taskyard.dispatcher.cli.flags import NONE, Common, settings_of
 from taskyard.dispatcher.cli.overview import Reading, reading
 from taskyard.dispatcher.cli.terminal import duration, err, out, print_json, table
 from taskyard.dispatcher.kafka.history import Extent, Mark, TopicHistory
+from taskyard.dispatcher.kafka.producer import TopicProducer
 from taskyard.dispatcher.kafka.published import count_since
 from taskyard.dispatcher.metrics import Metrics
 from taskyard.dispatcher.recovery import Recovery, Replay, replay_of
@@ -117,7 +118,15 @@ async def _start(settings: Settings, at: Reading, history: TopicHistory, found: 
     err().print(f"waits {grace} for the workers, then reads {found.outcomes:,} outcomes; Ctrl-C leaves it as it is")
     wanted = msgspec.structs.replace(settings.recovery, automatic=True)
     own = msgspec.structs.replace(settings, recovery=wanted)
-    recovery = Recovery(RedisCell(at.connection), history, own, Metrics(), secrets.token_hex(8), asyncio.Event())
+    recovery = Recovery(
+        RedisCell(at.connection),
+        history,
+        TopicProducer(own.kafka),
+        own,
+        Metrics(),
+        secrets.token_hex(8),
+        asyncio.Event(),
+    )
     try:
         await recovery.step()
         while not recovery.is_begun:

@@ -188,6 +188,17 @@ async def test_a_lease_that_ran_out_while_no_dispatcher_reached_the_cell_is_spar
     await evict_all(rig, "i1")
 
 
+async def test_a_lease_that_ends_soon_after_nobody_reached_the_cell_is_spared_too(rig: Rig) -> None:
+    await rig.register("i1", lease_ms=AWAY_MS + 2 * SOON_MS)
+    assert await rig.cell.evict(limit=9) is None
+    await rig.let_pass(AWAY_MS)
+    assert await rig.cell.evict(limit=9) is None
+
+    await rig.let_pass(2 * SOON_MS)
+
+    assert await rig.cell.evict(limit=9) is None
+
+
 async def test_a_lease_is_spared_once_only() -> None:
     rig = twin_rig()  # it would take a server ten seconds
     await rig.register("i1", lease_ms=SOON_MS)

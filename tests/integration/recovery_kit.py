@@ -10,8 +10,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, Records
 
 from taskyard.dispatcher.cell.contract import Ending
 from taskyard.dispatcher.kafka.published import published_since
-from taskyard.dispatcher.recovery import ended_ids
 from taskyard.dispatcher.settings import OrderSettings, RecoverySettings, Settings
+from taskyard.dispatcher.told import ended_ids
 from taskyard.schemas.codec import JSON
 from taskyard.schemas.entry import decode_entry
 from taskyard.schemas.outcome import Outcome

@@ -16,6 +16,7 @@ import structlog.testing
 from taskyard.dispatcher.cell.contract import Batch, Fenced, Range, Recovering
 from taskyard.dispatcher.kafka.history import Extent, TopicHistory
 from taskyard.dispatcher.kafka.marks import read_offsets
+from taskyard.dispatcher.kafka.producer import TopicProducer
 from taskyard.dispatcher.kafka.topics import check_topics
 from taskyard.dispatcher.metrics import Metrics
 from taskyard.dispatcher.recovery import Recovery
@@ -149,7 +150,7 @@ async def test_a_dispatcher_that_dies_in_the_middle_leaves_the_cell_to_another_w
 
     history = StuckHistory(settings.kafka, yard.topics, group=watermark_group(settings.cell))
     own = soon_lost(settings, grace_ms=0)
-    stuck = Recovery(yard.cell, history, own, Metrics(), "stuck", asyncio.Event())
+    stuck = Recovery(yard.cell, history, TopicProducer(own.kafka), own, Metrics(), "stuck", asyncio.Event())
     await stuck.step()
     dying = asyncio.create_task(stuck.step(), name="dying")
     await until(lambda: yard.connection.command("HLEN", f"{yard.connection.root}:done0"), what="some are remembered")
@@ -256,7 +257,9 @@ async def test_a_lane_that_stands_where_the_lost_history_was_is_sent_back(yard: 
 
 async def test_a_new_cell_has_a_watermark_from_its_beginning_on(yard: Yard, settings: Settings) -> None:
     await check_topics(settings.kafka, yard.topics, settings.topics)
-    recovery = Recovery(yard.cell, _history(yard), settings, Metrics(), "own", asyncio.Event())
+    recovery = Recovery(
+        yard.cell, _history(yard), TopicProducer(settings.kafka), settings, Metrics(), "own", asyncio.Event()
+    )
 
     await recovery.step()
 

@@ -59,7 +59,7 @@ class Ledger:
     def lost(self, published: set[str]) -> None:
         """The cell has lost everything. published: tasks whose outcomes are on Kafka; all others may end once more."""
         self.excused |= self.ends.keys() - published
-        self.accepted = {key: at_s for key, at_s in self.accepted.items() if key[0] in published & self.ends.keys()}
+        self.accepted = {}
         self._is_lost, self._outbox_to = True, (0, 0)
         self._last = look(self._state())
 
@@ -117,7 +117,11 @@ class Ledger:
     def _arrived(self, name: str, arguments: Sequence[Any], end: Any, before: Sight, ended: set[str]) -> set[str]:
         """The tasks that this call may have brought."""
         if name == "resync":
-            return {running.task_id for running in arguments[2]}
+            told = {running.task_id for running in arguments[2]}
+            if not self._state().is_begun:
+                # A worker that was away for long tells of a task that has ended since, and the cell cannot know yet.
+                self.excused |= told - before.spots.keys()
+            return told
         if name == "restore":
             return {decoded(entry).id for entry in arguments[0]}
         if name != "apply" or not isinstance(end, Applied):

@@ -155,7 +155,15 @@ class _Exchange:
             end = self._effect()
         except DependencyError as error:
             end = error
+        if isinstance(end, asyncio.Future):
+            end.add_done_callback(_hear)
         self._network.on_call(self.process, f"{self.call} once more", self.told, end)
+
+
+def _hear(end: "asyncio.Future[Any]") -> None:
+    """Take the end of a wait that nobody waits for."""
+    if not end.cancelled():
+        end.exception()
 
 
 def _answer(reply: asyncio.Future[Any], end: Any, error: BaseException | None) -> None:

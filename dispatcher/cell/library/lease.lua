@@ -215,13 +215,14 @@ local function leave(c, args)
   return { 'evicting', take_back(c, args[1], PAGE, 'the instance left') }
 end
 
--- After a time in which nobody could reach the cell, spare the instances whose leases ran out in it: all of a fleet would
--- be evicted at once, and what it runs count as failed. Once only: a lease that was spared ends with half a ms.
+-- After a time in which nobody could reach the cell, spare the instances whose leases ran out in it or are about to: all
+-- of a fleet would be evicted before it can beat again, and what it runs count as failed. Once only: a lease that was spared ends with half a ms.
 local function spare(c)
   local before = tonumber(redis.call('HGET', key(c, ':meta'), 'evict_ms'))
   put(c, ':meta', 'evict_ms', number(c.now))
   if not before or c.now - before <= AWAY_MS then return end
-  local rows = redis.call('ZRANGEBYSCORE', key(c, ':lease'), '(' .. number(before), number(c.now), 'WITHSCORES')
+  local rows = redis.call(
+    'ZRANGEBYSCORE', key(c, ':lease'), '(' .. number(before), number(c.now + SPARE_MS), 'WITHSCORES')
   for i = 1, #rows, 2 do
     if tonumber(rows[i + 1]) % 1 == 0 then score(c, ':lease', rows[i], number(c.now + SPARE_MS + 0.5)) end
   end
