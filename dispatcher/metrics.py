@@ -40,6 +40,13 @@ class Metrics:
             ["priority"], buckets=_SECONDS, registry=registry,
         )  # fmt: skip
         self.outcomes = Counter("taskyard_outcomes_published", "Outcomes published", ["kind"], registry=registry)
+        self.failures = Counter(
+            "taskyard_loop_failures", "Times a loop could not reach Kafka or the cell", ["loop"], registry=registry
+        )
+        self._of_the_cell(registry)
+        self._of_recovery(registry)
+
+    def _of_the_cell(self, registry: CollectorRegistry) -> None:
         self.parked = Gauge("taskyard_parked_tasks", "Tasks that are parked", registry=registry)
         self.parked_bytes = Gauge("taskyard_parked_bytes", "Bytes of parked tasks", registry=registry)
         self.later = Gauge("taskyard_later_tasks", "Tasks that wait for their next attempt", registry=registry)
@@ -50,6 +57,8 @@ class Metrics:
             "taskyard_tasks_moved", "Tasks moved by the tick: settled, due, expired, evicted, recalled", ["by"],
             registry=registry,
         )  # fmt: skip
+
+    def _of_recovery(self, registry: CollectorRegistry) -> None:
         self.begun = Gauge(
             "taskyard_cell_begun", "0 while the cell takes no tasks because it has no history", registry=registry
         )
@@ -74,9 +83,6 @@ class Metrics:
             "taskyard_records_lost", "Records gone from Kafka before or after they were applied: retention, truncation",
             ["priority", "by"], registry=registry,
         )  # fmt: skip
-        self.failures = Counter(
-            "taskyard_loop_failures", "Times a loop could not reach Kafka or the cell", ["loop"], registry=registry
-        )
 
     def applied(self, priority: str, results: str) -> None:
         """Count the results of one batch."""

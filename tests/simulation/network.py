@@ -156,8 +156,8 @@ class _Exchange:
         except DependencyError as error:
             end = error
         if isinstance(end, asyncio.Future):
-            end.add_done_callback(_hear)
-        self._network.on_call(self.process, f"{self.call} once more", self.told, end)
+            cast("asyncio.Future[Any]", end).add_done_callback(_hear)
+        self._network.on_call(self.process, f"{self.call} once more", self.told, cast("object", end))
 
 
 def _hear(end: "asyncio.Future[Any]") -> None:

@@ -288,6 +288,7 @@ class World:
         to_s = self.server.restart(snapshot)
         self.is_rolling_back = False
         self.trace.note("world", "rolled back", round(to_s, 3))
+        self.stopped.clear()  # the leases that they gave back may be there again, until they run out
         self.ledger.rolled_back(to_s)
 
     def lose_cell(self) -> None:
