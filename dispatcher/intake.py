@@ -149,6 +149,10 @@ class Intake:
         ends = await self.consumer.ends(ours) if ours else {}  # after `applied`, or it might look cut
         offsets = {p: applied.get(self._incarnation(p), beginnings.get(p, 0)) for p in ours}
         offsets |= await self._follow_logs(offsets, beginnings, ends)
+        for partition in ours:
+            begins = beginnings.get(partition, 0)
+            if begins and self._incarnation(partition) not in applied:
+                await self._move(partition, begins, begins)  # only from 0 may it be begun without a word
         if turn != self._turn:
             return
         self.consumer.seek(offsets)

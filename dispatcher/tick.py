@@ -53,7 +53,7 @@ class Tick:
         await self._cell.lease("tick", self._owner, ttl_ms=0)
 
     async def _check_generation(self) -> None:
-        generation, _ = await self._cell.open(self._config)
+        generation = (await self._cell.open(self._config)).generation
         if self._generation and generation != self._generation:
             log.warning("generation_changed", before=self._generation, after=generation,
                         next="workers tell what they run; Kafka is read again from what is applied")  # fmt: skip

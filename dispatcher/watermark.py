@@ -78,9 +78,10 @@ class Watermark:
             await self._cell.lease("watermark", self._owner, ttl_ms=0)
 
     async def _measure(self) -> Measured | None:
-        """Measure; None if the cell has not begun, or has another history by now."""
+        """Measure; None if the cell has not begun, is being read again, or has another history by now."""
         opening = await self._cell.open(self._config)
-        if not opening.is_begun:
+        # Of a replay only the former marks tell from when on outcomes must be read, if the cell is lost once more.
+        if not opening.is_begun or opening.is_replaying:
             return None
         extents = await self._history.extents()
         applied = await self._cell.applied(list(extents))

@@ -14,10 +14,14 @@ CARRIED_AGE_MS = 60_000
 
 
 class Opening(NamedTuple):
-    """generation: names the history. is_begun: False until `begin`: the cell is new, or has lost all it had."""
+    """generation: names the history. is_begun: False until `begin`: the cell is new, or has lost all it had.
+
+    is_replaying: Kafka is being read again after a total loss, up to what `begin` was told.
+    """
 
     generation: str
     is_begun: bool
+    is_replaying: bool = False
 
 
 class OldTasks(NamedTuple):
@@ -33,7 +37,7 @@ class RecoveryCell(Protocol):
     async def remember(self, task_ids: Sequence[str]) -> int:
         """Note tasks that have ended, as the results topic tells. Returns how many were not known.
 
-        Only a cell that has not begun takes them. One that an instance holds is left to it.
+        Only a cell that has not begun takes them. One that an instance holds is taken from it.
         """
         ...
 

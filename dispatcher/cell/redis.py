@@ -129,8 +129,8 @@ class RedisCell:
         info: bytes = await self._command("INFO", "server")
         run_id = next((line[7:] for line in info.decode().split("\r\n") if line.startswith("run_id:")), "")
         settings = [str(part) for pair in config._asdict().items() for part in pair]
-        generation, is_begun = await self._call("open", run_id, secrets.token_hex(8), *settings)
-        return Opening(generation.decode(), bool(is_begun))
+        generation, is_begun, is_replaying = await self._call("open", run_id, secrets.token_hex(8), *settings)
+        return Opening(generation.decode(), bool(is_begun), bool(is_replaying))
 
     async def remember(self, task_ids: Sequence[str]) -> int:
         """Note tasks that have ended, in a cell that has not begun."""

@@ -215,11 +215,7 @@ class TwinCell(TwinTick, TwinAudit):
         is_over = any(task_id in half for half in state.done)
         if ending.how != "succeeded" or is_over or (place and place.attempt != ending.attempt):
             return False
-        if place and place.state == "queued":
-            del state.instances[place.instance].queue.items[place.at]
-            moves.give(state, place.instance, state.shape(place.shape))
-        elif place:
-            moves.unplace(state, task_id, place)
+        moves.remove(state, task_id)
         state.outbox.add(Outgoing("", "outcome", bytes(ending.detail)), state.now_ms)
         ended = Place("finished", str(state.now_ms), ending.attempt, instance, "", "", None)
         state.remember(task_id, ended)

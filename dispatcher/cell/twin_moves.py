@@ -217,6 +217,16 @@ def entry_of(state: TwinState, task_id: str) -> bytes:
     return next(row[1] for row in rows if read_head(row[1]).id == task_id)
 
 
+def remove(state: TwinState, task_id: str) -> None:
+    """Take a task from wherever it is, if anywhere; what it has reserved is given back."""
+    place = state.places.get(task_id)
+    if place and place.state == "queued":
+        del state.instances[place.instance].queue.items[place.at]
+        give(state, place.instance, state.shape(place.shape))
+    elif place:
+        unplace(state, task_id, place)
+
+
 def unplace(state: TwinState, task_id: str, place: Place) -> bool:
     """Take a task out of the park, or from where it waits for its retry. False if it is in neither."""
     if place.state == "parked":

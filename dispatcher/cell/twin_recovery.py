@@ -18,15 +18,17 @@ class TwinRecovery(TwinView):
         return self._state
 
     async def remember(self, task_ids: Sequence[str]) -> int:
-        """Note tasks that have ended, unless the cell has begun or an instance holds them."""
-        state = self._begin()
-        known = (state.places, *state.done)
-        new = [task_id for task_id in dict.fromkeys(task_ids) if not any(task_id in where for where in known)]
+        """Note tasks that have ended, in a cell that has not begun."""
+        state, count = self._begin(), 0
         if state.is_begun:
             return 0
-        for task_id in new:
-            state.remember(task_id, Place("finished", str(state.now_ms), 0, "", "", "", None))
-        return len(new)
+        for task_id in dict.fromkeys(task_ids):
+            if not any(task_id in half for half in state.done):
+                moves.remove(state, task_id)
+                state.remember(task_id, Place("finished", str(state.now_ms), 0, "", "", "", None))
+                count += 1
+        state.end_call()
+        return count
 
     async def begin(
         self, applied: Mapping[Incarnation, int], *, until: Mapping[Incarnation, int] = {}, generation: str = ""

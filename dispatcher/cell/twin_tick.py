@@ -63,7 +63,7 @@ class TwinTick(TwinRecovery):
         for name, live in state.instances.items():
             live.headroom = self._headroom(name, live.capacity[SLOTS])
         state.generation = state.generation or f"{state.random.getrandbits(64):016x}"
-        return Opening(state.generation, state.is_begun)
+        return Opening(state.generation, state.is_begun, bool(state.replay))
 
     async def applied(self, partitions: Sequence[Incarnation]) -> dict[Incarnation, int]:
         """Tell up to which offset each partition has been applied; one that never was is absent."""
@@ -95,8 +95,11 @@ class TwinTick(TwinRecovery):
         offsets = {
             r.partition: self._state.applied[r.partition] for r in batch.ranges if r.partition in self._state.applied
         }
-        # A partition that was never applied may start anywhere: its log may have been cut before we came.
-        stands = all(offsets.get(partition, start) == start for partition, start, _ in batch.ranges)
+        # A partition that was never applied starts at 0, or where an empty range has said that its log begins: whoever
+        # stands elsewhere knows a history that this cell has not.
+        stands = all(
+            offsets[name] == start if name in offsets else start in (0, end) for name, start, end in batch.ranges
+        )
         return None if stands else Fenced(offsets)
 
     def _full(self, parked_permille: int) -> Full | None:

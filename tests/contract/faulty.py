@@ -12,7 +12,7 @@ from tests.contract.raw import Raw, changed, raw_of
 _CALL = re.compile(r"\bredis\.(p?call)\b")
 _PAGE = re.compile(r"^local PAGE = \d+", re.MULTILINE)
 SMALL_PAGE = 3
-STEPPED = {"finish", "leave", "evict", "register", "recall", "expire"}
+STEPPED = {"finish", "leave", "evict", "register", "recall", "expire", "remember"}
 """Functions that the library says go in steps."""
 
 

@@ -11,7 +11,7 @@ CRITICAL = "c|a|slots=1|"
 
 
 async def test_a_batch_stores_the_offset_up_to_which_it_has_been_applied(rig: Rig) -> None:
-    ranges = [Range(PARTITION, 0, 1), Range("topic:1", 7, 9)]
+    ranges = [Range(PARTITION, 0, 1), Range("topic:1", 0, 9)]
 
     await rig.apply(rig.entry("t1"), ranges=ranges)
 
@@ -39,10 +39,15 @@ async def test_a_batch_that_is_sent_again_is_refused(rig: Rig) -> None:
     assert await rig.parked() == ["t1"]
 
 
-async def test_a_partition_that_was_never_applied_may_start_anywhere(rig: Rig) -> None:
-    assert await rig.apply(rig.entry("t1"), ranges=[Range("topic:9", 1_000_000, 1_000_001)]) == "p"
+async def test_a_partition_that_was_never_applied_starts_at_its_beginning_or_where_that_is_told(rig: Rig) -> None:
+    batch = rig.batch([rig.entry("t1")], ranges=[Range("topic:9", 70, 71)])
+    assert await rig.cell.apply(batch) == Fenced({})
 
-    assert await rig.cell.applied(["topic:9"]) == {"topic:9": 1_000_001}
+    assert await rig.apply(ranges=[Range("topic:9", 70, 70)]) == ""
+    assert await rig.cell.apply(batch._replace(ranges=[Range("topic:9", 71, 72)])) == Fenced({"topic:9": 70})
+    assert isinstance(await rig.cell.apply(batch), Applied)
+
+    assert await rig.cell.applied(["topic:9"]) == {"topic:9": 71}
 
 
 async def test_an_id_that_the_cell_knows_is_skipped_wherever_the_task_is(rig: Rig) -> None:

@@ -45,9 +45,10 @@ async def test_what_has_ended_is_remembered_before_it_begins_and_then_skipped(ne
     held = Running("held", "1-1", 1, new.entry("held"))
     await new.cell.resync("i1", new.epochs["i1"], [held])
 
-    assert await new.cell.remember(["ended", "ended", "held"]) == 1
+    assert await new.cell.remember(["ended", "ended", "held"]) == 2
     await new.cell.begin({})
 
+    assert await new.free("i1") == {"slots": 2}
     assert await new.cell.remember(["other"]) == 0
     assert await new.apply(new.entry("ended"), new.entry("held"), new.entry("other"), to=["i1"]) == "kk1"
     await new.check()
@@ -70,9 +71,11 @@ async def test_what_was_remembered_is_not_forgotten_before_the_replay_is_over(ne
     for _ in range(3):
         await new.cell.expire(limit=1)
 
+    assert (await new.cell.open(CellConfig(done_limit=2, headroom_permille=0))).is_replaying
     assert await new.apply(*map(new.entry, "abx"), to=["i1"]) == "kk1"
 
     await new.cell.expire(limit=1)
+    assert not (await new.cell.open(CellConfig(done_limit=2, headroom_permille=0))).is_replaying
     await new.finish("i1", await new.ending("x"))
     await new.cell.expire(limit=1)
     assert await new.view.find("a") is None

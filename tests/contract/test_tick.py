@@ -301,7 +301,7 @@ async def test_a_lease_belongs_to_one_owner_until_it_runs_out_or_is_given_back(r
 
 
 async def test_a_cell_keeps_its_generation_while_its_history_is_one(rig: Rig) -> None:
-    generation, _ = await rig.cell.open(CellConfig())
+    generation = (await rig.cell.open(CellConfig())).generation
 
     assert generation
     assert (await rig.cell.open(CellConfig(parked_limit=1))).generation == generation

@@ -20,7 +20,7 @@ async def ids_to_remember(rig: Rig) -> Call:
     await rig.register("i1")
     held = Running("held", "5-5", 1, rig.entry("held"))
     await rig.cell.resync("i1", rig.epochs["i1"], [held])
-    return Call(lambda: rig.cell.remember(["t2", "t3", "held", "t4", "t3"]), 2)
+    return Call(lambda: rig.cell.remember(["t2", "t3", "held", "t4", "t3"]), 3, steps=2)
 
 
 async def a_beginning(rig: Rig) -> Call:

@@ -23,7 +23,7 @@ async def a_batch_that_does_everything(rig: Rig) -> Call:
         rig.entry("dead", key=6, deadline_ms=1),
         rig.entry("unserved", "c|x|slots=1|", key=7),
     ]
-    ranges = [Range(PARTITION, rig.offset, 9), Range("topic:1", 7, 9)]
+    ranges = [Range(PARTITION, rig.offset, 9), Range("topic:1", 0, 9)]
     batch = rig.batch(entries, ["i1"], ranges=ranges, refused=[b"poison", b"venom"])
 
     return Call(lambda: rig.cell.apply(batch), "1koppxp", of=attrgetter("results"))

@@ -70,12 +70,6 @@ MUTATIONS = (
         'if ending.how != "succeeded" or is_over:',
     ),
     Mutation(
-        "nothing is settled",
-        "dispatcher/tick.py",
-        'self._moved("settled", await self._cell.settle(to_settle(parked, self._fleet), limit=_AT_ONCE))',
-        "pass",
-    ),
-    Mutation(
         "nobody is evicted",
         "dispatcher/tick.py",
         "        await self._evict()\n",
@@ -112,12 +106,6 @@ MUTATIONS = (
         "dispatcher/intake.py",
         "{p: applied.get(self._incarnation(p), beginnings.get(p, 0)) for p in ours}",
         "{p: max(self._committed.get(p, 0), applied.get(self._incarnation(p), beginnings.get(p, 0))) for p in ours}",
-    ),
-    Mutation(
-        "a worker goes on with what others have",
-        "workers/resync.py",
-        "attempt.take_away()",
-        "pass",
     ),
     Mutation(
         "a drain leaves its lease behind",

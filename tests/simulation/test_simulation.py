@@ -9,6 +9,15 @@ import pytest
 
 _ROOT = Path(__file__).parents[2]
 _SEEDS = 200
+_ONCE_BROKEN = (1052, 1521, 2225, 5288, 10386, 10432, 10702, 20407)
+"""Seeds that have found faults of the product, or of the judge."""
+_AGAIN = """
+import sys
+from tests.simulation.run import case, play, simulation
+with simulation():
+    for seed in sys.argv[1:]:
+        print(play(case(int(seed))).violation)
+"""
 _TWICE = """
 from tests.simulation.run import case, play, simulation
 with simulation():
@@ -33,6 +42,12 @@ def test_the_promises_of_the_design_hold_under_the_faults_of_many_seeds() -> Non
     assert found is not None, done.stdout
     assert int(found[1]) == _SEEDS
     assert int(found[2]) > 100 * _SEEDS
+
+
+def test_seeds_that_once_broke_a_promise_do_so_no_more() -> None:
+    done = run("-c", _AGAIN, *map(str, _ONCE_BROKEN))
+
+    assert done.stdout.split() == ["None"] * len(_ONCE_BROKEN), done.stdout + done.stderr
 
 
 def test_a_seed_plays_the_same_events_in_the_same_order_every_time() -> None:

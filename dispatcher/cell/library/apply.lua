@@ -31,8 +31,10 @@ local function fence(c, ranges)
   if not offsets[1] then return { 'recovering' } end
   for i, range in ipairs(ranges) do
     local offset = offsets[i + 1]
-    -- A partition that was never applied may start anywhere: its log may have been cut before we came.
-    if offset and tonumber(offset) ~= range[2] then
+    -- A partition that was never applied starts at 0, or where an empty range has said that its log begins: whoever
+    -- stands elsewhere knows a history that this cell has not.
+    local is_there = offset and tonumber(offset) == range[2] or not offset and (range[2] == 0 or range[2] == range[3])
+    if not is_there then
       local reply = { 'fenced' }
       for k = 2, #names do
         reply[#reply + 1] = names[k]

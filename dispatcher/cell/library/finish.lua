@@ -102,6 +102,20 @@ local function end_attempt(c, instance, ending, detail, at)
   return true
 end
 
+-- A task has ended, wherever it is by now, if anywhere; a step of its own. outcome: to be published, nil if it has been.
+-- False if it is not where its place says.
+local function end_wherever(c, id, where, instance, attempt, outcome)
+  local at = queued(where)
+  if where then was_at(c, id, where) end
+  if where and not at and not unplace(c, id, where) then return false end
+  if outcome then publish(c, 'r', outcome) end
+  ended(c, id, 's', instance, attempt, where and string.match(where, '^.|(.-)|'))
+  if at then give(c, at.instance, shape_of(c, at.shape)) end
+  finish_call(c)
+  if at then delete_entries(c, at.instance, { at.stream_id }) else commit(c) end
+  return true
+end
+
 -- A success counts although its entry is not here, if the task is not known at all or the attempt is its current one:
 -- the cell has gone back in time, or has given it to another. The first finish of an attempt wins, once.
 local function end_late(c, instance, ending, detail)
@@ -114,14 +128,7 @@ local function end_late(c, instance, ending, detail)
   local at = queued(where)
   local attempt = at and at.attempt or where and tonumber(string.match(where, '^.|.-|.-|(.-)|'))
   if where and attempt ~= ending[3] then return false end
-  if where then was_at(c, id, where) end
-  if where and not at and not unplace(c, id, where) then return false end
-  publish(c, 'r', detail)
-  ended(c, id, 's', instance, ending[3], where and string.match(where, '^.|(.-)|'))
-  if at then give(c, at.instance, shape_of(c, at.shape)) end
-  finish_call(c)
-  if at then delete_entries(c, at.instance, { at.stream_id }) else commit(c) end
-  return true
+  return end_wherever(c, id, where, instance, ending[3], detail)
 end
 
 local HOWS = { succeeded = true, retry = true, gave_up = true, unstarted = true }

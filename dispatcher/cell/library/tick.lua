@@ -229,7 +229,7 @@ end
 
 -- open: KEYS[1] root; ARGV run id of the server, a random name, then setting, value, ...
 -- Stores the settings. A server with another run id may have gone back in time: the generation becomes the random name.
--- reply: generation, 1 if the cell has begun
+-- reply: generation, 1 if the cell has begun, 1 if it is still being read again after a total loss
 local function open(c, args)
   local generation = meta(c, 'generation')
   if not generation or meta(c, 'run_id') ~= args[1] then
@@ -243,7 +243,7 @@ local function open(c, args)
   end
   c.meta = nil
   if setting(c, 'headroom_permille') ~= before then set_headroom(c) end
-  return { generation, redis.call('HEXISTS', key(c, ':applied'), 'begun') }
+  return { generation, redis.call('HEXISTS', key(c, ':applied'), 'begun'), redis.call('EXISTS', key(c, ':replay')) }
 end
 
 -- begin: KEYS[1] root; ARGV generation (empty: whatever it is), number of partitions, (partition, offset)..., then
@@ -262,22 +262,26 @@ local function begin_cell(c, args)
   return 1
 end
 
--- remember: KEYS[1] root; ARGV id, ... Tasks that have ended, for a cell that has not begun; what an instance holds is
--- left to it. reply: how many were not known
+-- remember: KEYS[1] root; ARGV id, ... Tasks that have ended, for a cell that has not begun: where one is held, it is
+-- taken from there, for its outcome is published. Each of those is a step of its own. reply: how many were not known
 local function remember(c, args)
   if #args == 0 or redis.call('HEXISTS', key(c, ':applied'), 'begun') == 1 then return 0 end
   local where = redis.call('HMGET', key(c, ':where'), unpack(args))
   local done0 = redis.call('HMGET', key(c, ':done0'), unpack(args))
   local done1 = redis.call('HMGET', key(c, ':done1'), unpack(args))
-  local count = 0
+  local count, held, seen = 0, {}, {}
   for i, id in ipairs(args) do
-    if not where[i] and not done0[i] and not done1[i] and not c.done[id] then
-      ended(c, id, 's', '', 0, nil)
-      count = count + 1
+    if not done0[i] and not done1[i] and not seen[id] then
+      seen[id], count = true, count + 1
+      if where[i] then held[#held + 1] = i else ended(c, id, 's', '', 0, nil) end
     end
   end
   c.forget = {} -- they had no place
   finish_call(c)
+  commit(c)
+  for _, i in ipairs(held) do
+    if not end_wherever(c, args[i], where[i], '', 0, nil) then count = count - 1 end
+  end
   return count
 end
 
