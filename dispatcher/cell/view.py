@@ -101,11 +101,11 @@ class RedisView:
         """Find where a task is; None if the cell does not know it (any more)."""
         where = await self._command("HGET", f"{self._root}:where", task_id)
         if where is not None:
-            return await self._placed(task_id, where.decode())
+            return await self._placed(task_id, where.decode(errors="replace"))
         for half in ("done0", "done1"):
             done = await self._command("HGET", f"{self._root}:{half}", task_id)
             if done is not None:
-                kind, instance, attempt, at = done.decode().split("|")
+                kind, instance, attempt, at = done.decode(errors="replace").split("|")
                 return Place("finished" if kind == "s" else "dead", at, int(attempt), instance, "", "", None)
         return None
 
@@ -135,7 +135,7 @@ class RedisView:
     async def audit(self, instance: str) -> Drift:
         """Compare an instance's ledger with its vector and the places. An unknown instance has no drift."""
         misplaced, *rest = await self._call("audit", instance) or (0,)
-        return Drift(instance, {rest[i].decode(): rest[i + 1] for i in range(0, len(rest), 2)}, misplaced)
+        return Drift(instance, {rest[i].decode(errors="replace"): rest[i + 1] for i in range(0, len(rest), 2)}, misplaced)
 
     async def _hash(self, suffix: str) -> dict[str, bytes]:
         return {

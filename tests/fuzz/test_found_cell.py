@@ -73,3 +73,11 @@ async def test_a_success_whose_attempt_is_no_number_is_refused_or_can_be_found(o
     found = await opened.view.find("one")
 
     assert found is None or found.state == "finished"
+
+
+async def test_a_resource_whose_name_is_no_text_can_be_looked_at(opened: _Opened) -> None:
+    offer = ("abcdefgh", ("a",), {"slots": 1, b"\xff": 2}, {}, 60_000, {})
+
+    await opened.connection.call("register", "odd", _pack(offer), 0)
+
+    assert not any((await opened.view.audit("odd")).used.values())

@@ -72,6 +72,7 @@ class Ledger:
             self._report("2 one place", f"{task_id} is in two places after {name}")
         self._check_sites(name, after)
         allowed = self._arrived(name, arguments, end, before, ended)
+        ended |= self._taken_away(name, arguments, before)
         self._check_conservation(name, before, after, allowed, ended)
         self._check_offsets(name, end, before, after)
         if name == "finish":
@@ -80,6 +81,14 @@ class Ledger:
             self._check_order(name, before, after)
             # A hold may be served by the call that takes it.
             self._check_room(name, before, after, held=arguments[1] if name == "hold" else "")
+
+    def _taken_away(self, name: str, arguments: Sequence[Any], before: Sight) -> set[str]:
+        """The tasks that `remember` may take from where they are: their outcomes are on Kafka."""
+        taken = before.spots.keys() & set(arguments[0]) if name == "remember" else set[str]()
+        for task_id in taken:
+            if not self._has_ended(task_id):
+                self._report("1 exactly once", f"{task_id} is remembered, and has never ended")
+        return taken
 
     def _new_ends(self) -> set[str]:
         """The tasks that came into the outbox with this call."""

@@ -147,9 +147,19 @@ class SimCell:
             if on_sent is not None:
                 on_sent()
             told = (arguments, options)
-            return network.ask(process, "cell", name, lambda: server.execute(name, arguments, options), told)
+            asked = network.ask(process, "cell", name, lambda: server.execute(name, arguments, options), told)
+            is_given_back = name == "lease" and options.get("ttl_ms") == 0
+            return _given_back(process, arguments[0], asked) if is_given_back else asked
 
         return call
+
+
+async def _given_back(process: Process, lease: str, call: Coroutine[Any, Any, Any]) -> Any:
+    """Give a lease back; note it as kept as long as that could not be told."""
+    process.kept_leases.add(lease)
+    end = await call
+    process.kept_leases.discard(lease)
+    return end
 
 
 def client(process: Process, network: Network, server: Server) -> Any:

@@ -51,7 +51,8 @@ def judge(world: World) -> None:
     """Judge a world in which everything has been stopped in good order."""
     state = world.server.twin.state
     for name, (owner, until_ms) in state.locks.items():
-        if until_ms >= world.server.now_ms() and world.owners.get(owner) in world.stopped:
+        holder = world.owners.get(owner)
+        if holder in world.stopped and until_ms >= world.server.now_ms() and name not in holder.kept_leases:
             world.violated("no lease is left", f"{name} is still {owner}'s after a clean stop")
     # Of two processes under one id the one that was killed may have had the lease.
     crews = world.present.keys() - world.doubled
