@@ -135,7 +135,8 @@ class RedisView:
     async def audit(self, instance: str) -> Drift:
         """Compare an instance's ledger with its vector and the places. An unknown instance has no drift."""
         misplaced, *rest = await self._call("audit", instance) or (0,)
-        return Drift(instance, {rest[i].decode(errors="replace"): rest[i + 1] for i in range(0, len(rest), 2)}, misplaced)
+        used = {name.decode(errors="replace"): units for name, units in zip(rest[::2], rest[1::2], strict=True)}
+        return Drift(instance, used, misplaced)
 
     async def _hash(self, suffix: str) -> dict[str, bytes]:
         return {

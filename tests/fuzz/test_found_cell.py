@@ -76,8 +76,9 @@ async def test_a_success_whose_attempt_is_no_number_is_refused_or_can_be_found(o
 
 
 async def test_a_resource_whose_name_is_no_text_can_be_looked_at(opened: _Opened) -> None:
-    offer = ("abcdefgh", ("a",), {"slots": 1, b"\xff": 2}, {}, 60_000, {})
+    # MessagePack's form of text, which need not be any: abcdefgh, [a], {slots: 1, \xff: 2}, {}, 60_000, {}.
+    offer = b"\x96\xa8abcdefgh\x91\xa1a\x82\xa5slots\x01\xa1\xff\x02\x80\xcd\xea\x60\x80"
 
-    await opened.connection.call("register", "odd", _pack(offer), 0)
+    await opened.connection.call("register", "odd", offer, 0)
 
     assert not any((await opened.view.audit("odd")).used.values())
