@@ -305,7 +305,7 @@ def test_the_doctor_finds_nothing_wrong_with_a_cell_at_work(placed: Yard) -> Non
 
     assert done.returncode == 0, done.stdout
     good = [line.removeprefix("ok    ") for line in done.stdout.splitlines() if line.startswith("ok ")]
-    assert "6 topics with 1 partitions each" in good
+    assert "7 topics with 1 partitions each" in good
     assert "the append-only file is on" in good
     assert "a dispatcher runs" in good
     assert "2 instances are registered, their leases are current" in good
@@ -316,7 +316,7 @@ def test_the_doctor_says_what_is_missing_and_what_to_do(yard: Yard) -> None:
     done = yard.run("doctor")
     findings = {finding["what"]: finding for finding in json.loads(yard.run("doctor", "--json").stdout)}
 
-    missing = next(what for what in findings if what.startswith("6 topics are missing"))
+    missing = next(what for what in findings if what.startswith("7 topics are missing"))
     assert done.returncode == 1
     assert findings[missing]["status"] == "fail"
     assert "→ a dispatcher creates them" in done.stdout
