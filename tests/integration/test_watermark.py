@@ -54,7 +54,7 @@ async def test_no_unfinished_task_is_below_the_stored_watermark_at_any_moment(ya
         below = [name for name in await yard.queued("i") if offsets[name][1] < marks[offsets[name][0]]]
         assert not below, (below, marks)
 
-    assert len(seen) > 5, "it has moved"
+    assert len(seen) > 2, "it has moved"
     await until(lambda: _all_finished(yard), what="all are finished")
     await until(lambda: _is_at(yard, 60, 60), what="it is at the end once nothing is unfinished")
     assert await _value(dispatcher, "taskyard_watermark_behind_records") == 0
