@@ -70,7 +70,7 @@ SCENARIOS = (
             plan=Plan(kinds=(Kind(order=Order(how="endless"), every=200, timeout_ms=500, max_attempts=2, fate="dies"),))
         ),
     ),
-    # Recovery of a cell that has lost everything is being built; until it is there, this one shows what is missing.
+    # All is lost while long tasks run; last, since it takes the longest.
     Scenario(
         "valkey-wiped",
         states.wiped,
