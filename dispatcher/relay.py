@@ -67,11 +67,15 @@ class Relay:
             await self._cell.lease("relay", self._owner, ttl_ms=0)
 
     async def _publish_in_order(self, records: Sequence[OutgoingRecord]) -> None:
-        """Dead letters first: cut off in between, an outcome can be made from its letter, but not the other way."""
-        letters = [record for record in records if record[0] == self._topics.dead_letter]
-        if letters:
-            await self._publish(letters)
-        await self._publish([record for record in records if record[0] != self._topics.dead_letter])
+        """Publish topic by topic, for it may be cut off in between, and the cell lost then.
+
+        Letters first: an outcome can be made from its letter, not the other way. Copies of carried tasks are deleted
+        last: one that has neither outcome nor copy would be lost.
+        """
+        for topic in (self._topics.dead_letter, self._topics.results, self._topics.carried):
+            of_topic = [record for record in records if record[0] == topic]
+            if of_topic:
+                await self._publish(of_topic)
 
     async def _publish(self, records: Sequence[OutgoingRecord]) -> None:
         """Publish all; one that its topic does not take goes out shortened, or it would stop all behind it for ever."""

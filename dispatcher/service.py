@@ -119,7 +119,7 @@ class Dispatcher:
         }
 
     def _rewind(self) -> None:
-        log.warning("history_changed", name=self._name, next="Kafka is read again from what is applied")
+        log.warning("history_changed", name=self._name, next="workers tell what they run; Kafka is read again")
         for lane in self._lanes:
             lane.rewind()
 

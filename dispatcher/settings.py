@@ -70,7 +70,9 @@ class IntakeSettings(Struct, frozen=True, forbid_unknown_fields=True):
         int, Meta(ge=1_000, description="a dispatcher silent for longer loses its partitions")
     ] = 6_000
     remember_tasks: Annotated[Positive, Meta(description="finished ids that are known to be repeated")] = 500_000
-    remember_ms: Annotated[Positive, Meta(description="half of how long they are known at least")] = 600_000
+    remember_ms: Annotated[
+        Positive, Meta(description="how long they are known at least, unless remember_tasks / 2 others end sooner")
+    ] = 600_000
 
 
 class TickSettings(Struct, frozen=True, forbid_unknown_fields=True):

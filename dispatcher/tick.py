@@ -2,7 +2,7 @@
 
 import structlog
 
-from taskyard.dispatcher.cell.contract import CellConfig, DispatcherCell, FleetView
+from taskyard.dispatcher.cell.contract import DispatcherCell, FleetView
 from taskyard.dispatcher.core.fleet import Fleet
 from taskyard.dispatcher.core.matching import to_hold, to_settle
 from taskyard.dispatcher.metrics import Metrics
@@ -15,7 +15,7 @@ _LEASE_MS = 2_000
 _AT_ONCE = 200
 # Calls of one kind in one tick, so that a large eviction does not keep the settling waiting.
 _CALLS = 10
-# Whether the server was restarted, and recalls: once in so many ticks.
+# Recalls: once in so many ticks.
 _SELDOM = 10
 
 
@@ -29,11 +29,9 @@ class Tick:
         self._view = view
         self._fleet = fleet
         self._settings = settings
-        self._config: CellConfig = settings.cell_config()
         self._metrics = metrics
         self._owner = owner
         self._count = 0
-        self._generation = ""
 
     async def step(self) -> None:
         """Do all that is due, if the lease is ours. Raises DependencyError."""
@@ -41,7 +39,6 @@ class Tick:
             return
         self._count += 1
         if self._count % _SELDOM == 1:
-            await self._check_generation()
             await self._recall()
         await self._evict()
         self._moved("due", await self._cell.due(limit=_AT_ONCE))
@@ -51,13 +48,6 @@ class Tick:
     async def stop(self) -> None:
         """Give the lease back, so that another takes over at once."""
         await self._cell.lease("tick", self._owner, ttl_ms=0)
-
-    async def _check_generation(self) -> None:
-        generation = (await self._cell.open(self._config)).generation
-        if self._generation and generation != self._generation:
-            log.warning("generation_changed", before=self._generation, after=generation,
-                        next="workers tell what they run; Kafka is read again from what is applied")  # fmt: skip
-        self._generation = generation
 
     async def _evict(self) -> None:
         for _ in range(_CALLS):

@@ -21,10 +21,9 @@ OutcomeRecord = tuple[str, bytes, list[tuple[str, bytes]]]
 
 
 class Told:
-    """Filled page by page, `results` first. Keeps the ids of the dead, and the letters without an outcome so far."""
+    """Filled page by page, `dead-letter` first. Keeps the letters of tasks that have had no outcome so far."""
 
     def __init__(self) -> None:
-        self._dead: set[str] = set()
         self._letters: dict[str, bytes] = {}
 
     def read(self, values: Iterable[bytes]) -> list[str]:
@@ -37,15 +36,14 @@ class Told:
             ended = _ended(value)
             if isinstance(ended, Outcome):
                 found[ended.id] = None
-                if ended.status == "dead":
-                    self._dead.add(ended.id)
-            elif ended is not None and ended.id not in self._dead:
+                self._letters.pop(ended.id, None)
+            elif ended is not None:
                 self._letters[ended.id] = value
         return list(found)
 
     def left_untold(self) -> list[OutcomeRecord]:
         """Make the outcomes of letters that have none. To be asked when both topics have been read to their ends."""
-        return [(task_id, *_outcome_of(value)) for task_id, value in self._letters.items() if task_id not in self._dead]
+        return [(task_id, *_outcome_of(value)) for task_id, value in self._letters.items()]
 
 
 def ended_ids(values: Iterable[bytes]) -> Iterable[str]:

@@ -32,13 +32,16 @@ _LEASE_MS = 10_000
 
 
 class Measured(NamedTuple):
-    """A watermark that waits for the outbox. behind: records from the marks to what is applied."""
+    """A watermark that waits for the outbox. behind: records from the marks to what is applied.
+
+    newest: of the outbox when it was measured; empty: there was none. By ids, for a server's clock may go back.
+    """
 
     opening: Opening
     marks: dict[Incarnation, Mark]
     age_ms: int
     behind: int
-    at_ms: int
+    newest: str
 
 
 class Watermark:
@@ -86,6 +89,7 @@ class Watermark:
         extents = await self._history.extents()
         applied = await self._cell.applied(list(extents))
         buckets = await self._view.unfinished()
+        newest = await self._cell.newest_outgoing()
         now_ms = (await self._view.level()).now_ms
         if await self._cell.open(self._config) != opening:
             return None
@@ -98,7 +102,7 @@ class Watermark:
             first = await self._history.first_since(since_ms) if since_ms else whole
         marks = {name: Mark(min(at, first.get(name, at)), since_ms) for name, at in stand.items()}
         behind = sum(at - marks[name].offset for name, at in stand.items())
-        return Measured(opening, marks, now_ms - since_ms, behind, now_ms)
+        return Measured(opening, marks, now_ms - since_ms, behind, newest)
 
     async def _settle(self, measured: Measured) -> None:
         """Store it once everything that had ended by then is published; until then it stays pending."""
@@ -106,7 +110,7 @@ class Watermark:
         if await self._cell.open(self._config) != measured.opening:
             self._pending = None  # an outbox that is empty because the cell was lost says nothing
             return
-        if oldest and int(oldest[0].stream_id.partition("-")[0]) <= measured.at_ms:
+        if oldest and measured.newest and _parts(oldest[0].stream_id) <= _parts(measured.newest):
             return
         self._pending = None
         await self._history.store(measured.marks)
@@ -116,3 +120,7 @@ class Watermark:
     def _tell(self, age_ms: int, behind: int) -> None:
         self._metrics.watermark_age.set(age_ms / 1000)
         self._metrics.watermark_behind.set(behind)
+
+
+def _parts(stream_id: str) -> tuple[int, ...]:
+    return tuple(map(int, stream_id.split("-")))

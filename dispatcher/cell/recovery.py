@@ -71,6 +71,6 @@ class RecoveryCell(Protocol):
         """Note that copies of these tasks are in the topic of carried ones: they do not count as unfinished any more.
 
         False: it has ended meanwhile or is younger than CARRIED_AGE_MS, so its copy must be deleted. When one that is
-        carried ends, the outbox tells it as `uncarried`.
+        carried ends, the outbox tells it as `uncarried`. A cell that has not begun cannot tell: DependencyError.
         """
         ...

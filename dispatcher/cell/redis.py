@@ -41,13 +41,15 @@ _RESTORED = 100  # entries in one call
 
 
 class RedisCell:
-    """The contract's WorkerCell and DispatcherCell; without state of its own, for any number of asyncio tasks."""
+    """The contract's WorkerCell and DispatcherCell, for any number of asyncio tasks."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._call = connection.call
         self._command = connection.command
         self._root = connection.root
+        # The run id of the server that has had the library from here.
+        self._loaded = ""
         # One connection for each waiting time, so that its timeout fits.
         self._readers: dict[int, Callable[..., Awaitable[Any]]] = {}
 
@@ -125,9 +127,11 @@ class RedisCell:
 
     async def open(self, config: CellConfig) -> Opening:
         """Load the library, store the config, return the generation."""
-        await self._connection.load()
         info: bytes = await self._command("INFO", "server")
         run_id = next((line[7:] for line in info.decode().split("\r\n") if line.startswith("run_id:")), "")
+        if run_id != self._loaded:  # to compare it is to read 80 KB; a server that has lost it says so
+            await self._connection.load()
+            self._loaded = run_id
         settings = [str(part) for pair in config._asdict().items() for part in pair]
         generation, is_begun, is_replaying = await self._call("open", run_id, secrets.token_hex(8), *settings)
         return Opening(generation.decode(), bool(is_begun), bool(is_replaying))
@@ -229,6 +233,11 @@ class RedisCell:
         """Read the oldest entries of the outbox."""
         rows = await self._command("XRANGE", f"{self._root}:out", "-", "+", "COUNT", count)
         return [_outgoing(stream_id.decode(), fields) for stream_id, fields in rows]
+
+    async def newest_outgoing(self) -> str:
+        """Return the stream id of the newest entry of the outbox."""
+        rows = await self._command("XREVRANGE", f"{self._root}:out", "+", "-", "COUNT", 1)
+        return rows[0][0].decode() if rows else ""
 
     async def trim(self, stream_ids: Sequence[str]) -> int:
         """Remove entries from the outbox."""

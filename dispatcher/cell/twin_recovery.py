@@ -8,6 +8,7 @@ from taskyard.dispatcher.cell.recovery import CARRIED_AGE_MS, Incarnation, OldTa
 from taskyard.dispatcher.cell.twin_entry import read_head
 from taskyard.dispatcher.cell.twin_state import TwinState
 from taskyard.dispatcher.cell.twin_view import TwinView, bucket_ms
+from taskyard.schemas.errors import DependencyError
 
 
 class TwinRecovery(TwinView):
@@ -74,7 +75,8 @@ class TwinRecovery(TwinView):
 
     async def carry(self, task_ids: Sequence[str]) -> tuple[bool, ...]:
         """Note that copies of these tasks are safe elsewhere."""
-        self._begin()
+        if not self._begin().is_begun:
+            raise DependencyError("the cell refused it: the cell has not begun")
         return tuple([self._carry(task_id) for task_id in task_ids])
 
     def _carry(self, task_id: str) -> bool:

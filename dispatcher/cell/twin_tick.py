@@ -258,6 +258,10 @@ class TwinTick(TwinRecovery):
         rows = list(self._state.outbox.items.items())[:count]
         return [outgoing._replace(stream_id=stream_id) for stream_id, outgoing in rows]
 
+    async def newest_outgoing(self) -> str:
+        """Return the stream id of the newest entry of the outbox."""
+        return next(reversed(self._state.outbox.items), "")
+
     async def trim(self, stream_ids: Sequence[str]) -> int:
         """Remove entries from the outbox."""
         return sum([self._state.outbox.items.pop(stream_id, None) is not None for stream_id in stream_ids])

@@ -98,8 +98,8 @@ class TopicHistory:
         )
 
     def outcomes(self, since_ms: int) -> AsyncGenerator[list[bytes]]:
-        """Yield pages of what was published to `results` and `dead-letter` since then. Raises DependencyError."""
-        return published_since(self._bootstrap, [self._topics.results, self._topics.dead_letter], since_ms)
+        """Yield pages of what was published since then, `dead-letter` first, then `results`. Raises DependencyError."""
+        return published_since(self._bootstrap, [self._topics.dead_letter, self._topics.results], since_ms)
 
     async def carried(self) -> list[bytes]:
         """Read the entries of the carried tasks. Raises DependencyError."""

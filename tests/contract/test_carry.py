@@ -7,6 +7,7 @@ import pytest
 from taskyard.dispatcher.cell.contract import CellConfig
 from taskyard.dispatcher.cell.recovery import BUCKET_MS
 from taskyard.schemas.entry import decode_entry
+from taskyard.schemas.errors import DependencyError
 from tests.contract.rig import Rig
 from tests.contract.test_begin import new
 
@@ -66,6 +67,13 @@ async def test_to_carry_a_task_again_changes_nothing(rig: Rig) -> None:
     assert await rig.cell.carry(["queued", "queued"]) == (True, True)
 
     assert (await rig.view.unfinished())[OLD_MS] == 1
+
+
+async def test_a_cell_that_has_not_begun_does_not_say_that_a_task_has_ended(new: Rig) -> None:
+    await new.cell.open(CellConfig())
+
+    with pytest.raises(DependencyError, match="not begun"):
+        await new.cell.carry(["queued"])
 
 
 @pytest.mark.parametrize("how", ["succeeded", "gave_up"])

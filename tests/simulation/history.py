@@ -76,7 +76,7 @@ class SimHistory:
 
     async def outcomes(self, since_ms: int) -> AsyncGenerator[list[bytes]]:
         """Yield pages of what was published since then."""
-        for topic in (self._topics.results, self._topics.dead_letter):
+        for topic in (self._topics.dead_letter, self._topics.results):
             found: list[bytes] = await self._ask("outcomes", lambda topic=topic: self._since(topic, since_ms), since_ms)
             for first in range(0, len(found), _PAGE):
                 page = found[first : first + _PAGE]

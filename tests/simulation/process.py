@@ -28,6 +28,8 @@ class Process:
         self.chance = random.Random(f"{seed}/{name}")
         self.offset_ms = 0
         self.is_dead = False
+        # Whether it has stopped in good order.
+        self.has_ended = False
         # Leases that it could not give back, because the cell did not answer: they run out.
         self.kept_leases: set[str] = set()
         # Where its log lines go: (who, what, fields).

@@ -147,7 +147,13 @@ class SimCell:
             if on_sent is not None:
                 on_sent()
             told = (arguments, options)
-            asked = network.ask(process, "cell", name, lambda: server.execute(name, arguments, options), told)
+
+            def execute() -> Any:
+                if name == "lease" and process.has_ended:  # a request that the network has delivered once more
+                    process.kept_leases.add(arguments[0])
+                return server.execute(name, arguments, options)
+
+            asked = network.ask(process, "cell", name, execute, told)
             is_given_back = name == "lease" and options.get("ttl_ms") == 0
             return _given_back(process, arguments[0], asked) if is_given_back else asked
 

@@ -159,6 +159,7 @@ class World:
         error = None if task.cancelled() else task.exception()
         self.trace.note("world", "ended", made.process.name)
         self.stopped.add(made.process)
+        made.process.has_ended = True
         if error is not None or not made.is_stopping:
             self.trace.error(error)
             self.violated("a process lives until it is stopped", f"{made.process.name} ended with {error!r}")

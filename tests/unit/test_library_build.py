@@ -4,7 +4,7 @@ import hashlib
 
 from taskyard.dispatcher.cell.connection import library
 
-PINNED = (5, "de60ecb1566fa99a")
+PINNED = (6, "f7dbd8b0ce97ddf0")
 
 
 def test_a_changed_library_has_a_new_build_number() -> None:

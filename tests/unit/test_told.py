@@ -37,7 +37,16 @@ def test_a_letter_beside_its_outcome_and_one_of_no_task_make_no_outcome() -> Non
     told = Told()
     dead = JSON.encode_outcome(Outcome(id="t", type="a", status="dead", attempt=2))
 
-    assert told.read([dead]) == ["t"]
     told.read([JSON.encode_dead_letter(LETTER), JSON.encode_dead_letter(DeadLetter(reason="version", record=b"?"))])
+    assert told.read([dead]) == ["t"]
+
+    assert told.left_untold() == []
+
+
+def test_a_letter_beside_a_success_makes_no_outcome() -> None:
+    told = Told()
+    success = JSON.encode_outcome(Outcome(id="t", type="a", status="succeeded", attempt=2))
+
+    told.read([JSON.encode_dead_letter(LETTER), success])
 
     assert told.left_untold() == []

@@ -53,9 +53,10 @@ local function note_carried(c, id, where)
 end
 
 -- carry: KEYS[1] root; ARGV id... whose copies are in the topic. reply: one byte per id (1 carried, 0 it has ended, or is
--- too young: its copy must be deleted)
+-- too young: its copy must be deleted). A cell that has not begun cannot tell: it refuses.
 local function carry(c, args)
   if #args == 0 then return '' end
+  if redis.call('HEXISTS', key(c, ':applied'), 'begun') == 0 then error('the cell has not begun') end
   local where, results = redis.call('HMGET', key(c, ':where'), unpack(args)), {}
   for i, id in ipairs(args) do
     results[i] = where[i] and note_carried(c, id, where[i]) and '1' or '0'

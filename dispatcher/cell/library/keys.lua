@@ -111,6 +111,21 @@ local function in_chunks(command, name, values, step)
   end
 end
 
+-- Undo of writes to a hash: its fields as they were, and none where there was none (false).
+local function restore_fields(c, suffix, fields)
+  local values, gone = {}, {}
+  for field, value in pairs(fields) do
+    if value then
+      values[#values + 1] = field
+      values[#values + 1] = value
+    else
+      gone[#gone + 1] = field
+    end
+  end
+  in_chunks('HSET', key(c, suffix), values, 4000)
+  in_chunks('HDEL', key(c, suffix), gone, 4000)
+end
+
 -- Note what takes a write back: a command with its key and one or two arguments, or a function of the call and three.
 -- Noted before the write if it may run in vain, else after it.
 local function undo(c, command, a, b, d)

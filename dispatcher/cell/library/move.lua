@@ -229,43 +229,24 @@ local function pull_shape(c, instance, shape, limit, via)
   return pulled
 end
 
--- Undo of the places that finish_call has written: those that were told, and none for ids that had none.
-local function restore_where(c)
-  local values, gone = {}, {}
-  for _, id in ipairs(c.told) do
-    if c.was[id] then
-      values[#values + 1] = id
-      values[#values + 1] = c.was[id]
-    else
-      gone[#gone + 1] = id
-    end
-  end
-  in_chunks('HDEL', key(c, ':where'), gone, 4000)
-  in_chunks('HSET', key(c, ':where'), values, 4000)
-end
-
-local function undo_done(c, ids)
-  in_chunks('HDEL', key(c, ':done0'), ids, 4000)
-end
-
 -- The last writes of every function that moves tasks: vectors, places, memory of finished ids, counters.
 local function finish_call(c)
   write_free(c)
-  local places, done, ids = {}, {}, {}
+  local places, done, unknown = {}, {}, {}
   for id, text in pairs(c.where) do
     places[#places + 1] = id
     places[#places + 1] = text
-    c.told[#c.told + 1] = id
+    c.told[id] = false
   end
-  for _, id in ipairs(c.forget) do c.told[#c.told + 1] = id end
+  for _, id in ipairs(c.forget) do c.told[id] = false end
   for id, text in pairs(c.done) do
-    ids[#ids + 1] = id
+    unknown[id] = false
     done[#done + 1] = id
     done[#done + 1] = text
   end
   in_chunks('HSET', key(c, ':where'), places, 4000)
   in_chunks('HDEL', key(c, ':where'), c.forget, 4000)
-  undo(c, undo_done, ids)
+  undo(c, restore_fields, ':done0', unknown)
   in_chunks('HSET', key(c, ':done0'), done, 4000)
   add(c, ':stats', 'parked', c.parked)
   add(c, ':stats', 'parked_bytes', c.parked_bytes)
@@ -288,7 +269,8 @@ end
 local function roll_back(c)
   local list = c.undo
   for n = c.undo_size, 4, -4 do pcall(take_back_write, c, list[n - 3], list[n - 2], list[n - 1], list[n]) end
-  pcall(restore_where, c)
+  for id in pairs(c.told) do c.told[id] = c.was[id] or false end
+  pcall(restore_fields, c, ':where', c.told)
   for _, shape in pairs(c.reindex) do
     if index_head(c, shape) then redis.call('SADD', key(c, ':waiting'), shape.type) end
   end

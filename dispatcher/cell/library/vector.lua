@@ -156,21 +156,6 @@ local function has_labels(c, instance, shape)
   return true
 end
 
--- Undo of write_free: the vectors as they were read, and none where there was none.
-local function restore_free(c, packed)
-  local values, gone = {}, {}
-  for instance, before in pairs(packed) do
-    if before then
-      values[#values + 1] = instance
-      values[#values + 1] = before
-    else
-      gone[#gone + 1] = instance
-    end
-  end
-  in_chunks('HSET', key(c, ':free'), values, 4000)
-  in_chunks('HDEL', key(c, ':free'), gone, 4000)
-end
-
 -- Let the open sets of the instance's types follow its vector.
 local function list_open(c, instance, is_open)
   for _, agent_type in ipairs(instance_of(c, instance).types) do
@@ -192,14 +177,14 @@ local function write_free(c)
   for instance in pairs(c.dirty) do
     local f = c.free[instance] -- never false: nothing is taken from or given to an instance without a vector
     local packed = pack_free(f)
-    before[instance] = c.packed[instance]
+    before[instance] = c.packed[instance] or false
     c.packed[instance] = packed
     values[#values + 1] = instance
     values[#values + 1] = packed
     local is_open = f[2] == OPEN and f[FIRST] > 0
     if is_open ~= c.before[instance] then list_open(c, instance, is_open) end
   end
-  undo(c, restore_free, before)
+  undo(c, restore_fields, ':free', before)
   in_chunks('HSET', key(c, ':free'), values, 4000)
   c.dirty = {}
 end
