@@ -251,6 +251,17 @@ def _listed(faults: Sequence[str]) -> str:
     return f"wrong settings, {len(faults)} faults:\n" + "\n".join(f"  {fault}" for fault in faults)
 
 
+def as_toml(settings: Settings) -> str:
+    """Write all settings down, so that a child process needs neither our flags nor our environment."""
+    lines: list[str] = []
+    for path in LEAVES:
+        value: object = settings
+        for name in path.split("."):
+            value = getattr(value, name)
+        lines.append(f"{path} = {msgspec.json.encode(value).decode()}\n")
+    return "".join(lines)
+
+
 def _tree(values: Mapping[str, object]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for path, value in values.items():

@@ -11,6 +11,14 @@ from tests.contract.rig import Rig, redis_rig, twin_rig
 CONFIG = CellConfig(headroom_permille=0, retry_base_ms=20, retry_cap_ms=40)
 
 
+@pytest.fixture
+async def connection(redis_url: str, cell: str) -> AsyncGenerator[Connection]:
+    """A connection to the cell of a test that is about the real one only."""
+    opened = Connection(redis_url, cell)
+    yield opened
+    await opened.close()
+
+
 @pytest.fixture(params=["redis", "twin"])
 async def rig(request: pytest.FixtureRequest) -> AsyncGenerator[Rig]:
     """An open cell without headroom, of each implementation in turn."""

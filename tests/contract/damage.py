@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from taskyard.dispatcher.cell.connection import Connection
 from taskyard.dispatcher.cell.contract import CellConfig
 from taskyard.dispatcher.cell.recovery import BUCKET_MS
-from tests.contract.rig import UNENDING_MS, Rig
+from tests.contract.rig import UNENDING_MS, Rig, redis_rig
 
 CONFIG = CellConfig(headroom_permille=300, parked_age_ms=UNENDING_MS)
 BIG = "n|a|slots=3|"
@@ -18,8 +18,12 @@ OLD_MS = int(time.time() * 1000) - 600_000
 _SLOTS_AT = 7  # behind tag, flag and headroom
 
 
-async def lived_in(rig: Rig) -> None:
-    """Tasks that run, wait, are parked, held for, carried, and have ended; instances that are open, held and closed."""
+async def lived_in(connection: Connection) -> Rig:
+    """Open a cell with tasks that run, wait, are parked, held for, carried, and have ended; with instances that are
+    open, held and closed."""
+    rig = redis_rig(connection)
+    await rig.cell.open(CONFIG)
+    await rig.cell.begin({})
     await rig.register("i1", slots=3, memory_mib=10)
     await rig.register("i2", "b", "d", slots=2)
     await rig.register("i3", "b", slots=1)
@@ -34,6 +38,7 @@ async def lived_in(rig: Rig) -> None:
     await rig.finish("i1", await rig.ending("done"))
     await rig.finish("i2", await rig.ending("b2", "retry", b"busy", delay_ms=UNENDING_MS))
     assert await rig.cell.hold(BIG, "i1")
+    return rig
 
 
 class Keys:

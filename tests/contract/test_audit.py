@@ -10,10 +10,10 @@ from taskyard.dispatcher.cell.audit_contract import REPORTED as REPORTED_KINDS
 from taskyard.dispatcher.cell.connection import Connection
 from taskyard.dispatcher.inspection import Found, Inspection
 from taskyard.schemas.errors import DependencyError
-from tests.contract.damage import CONFIG, MENDABLE, REPORTED, Damage, Keys, lived_in
+from tests.contract.damage import MENDABLE, REPORTED, Damage, Keys, lived_in
 from tests.contract.faulty import FaultyConnection, is_fault
 from tests.contract.raw import changed
-from tests.contract.rig import Rig, redis_rig
+from tests.contract.rig import Rig
 
 
 @pytest.fixture
@@ -28,11 +28,7 @@ async def connection(redis_url: str, cell: str) -> AsyncGenerator[FaultyConnecti
 @pytest.fixture
 async def rig(connection: FaultyConnection) -> Rig:
     """A cell that has everything in it."""
-    rig = redis_rig(connection)
-    await rig.cell.open(CONFIG)
-    await rig.cell.begin({})
-    await lived_in(rig)
-    return rig
+    return await lived_in(connection)
 
 
 async def audited(connection: Connection, *, is_mending: bool = False, instance: str | None = None) -> list[Found]:

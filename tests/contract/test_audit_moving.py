@@ -3,7 +3,6 @@
 import asyncio
 import os
 import random
-from collections.abc import AsyncGenerator
 from typing import ClassVar
 
 import pytest
@@ -27,14 +26,6 @@ MANY = 2_500
 OLD_MS = 1_700_000_000_000
 ONE = (1).to_bytes(4, "little")
 """Of the slots, in a packed vector; one less or more than is free."""
-
-
-@pytest.fixture
-async def connection(redis_url: str, cell: str) -> AsyncGenerator[Connection]:
-    """A cell."""
-    connection = Connection(redis_url, cell)
-    yield connection
-    await connection.close()
 
 
 @pytest.fixture

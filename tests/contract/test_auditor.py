@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -13,29 +12,17 @@ from taskyard.dispatcher.audit import AuditMetrics, Auditor
 from taskyard.dispatcher.cell.audit import RedisAudit
 from taskyard.dispatcher.cell.connection import Connection
 from taskyard.dispatcher.cli.app import run
-from tests.contract.damage import CONFIG, Keys, lived_in
-from tests.contract.rig import Rig, redis_rig
+from tests.contract.damage import Keys, lived_in
+from tests.contract.rig import Rig
 
 AT_ONCE = 1
 """Ms in which a whole round is due."""
 
 
 @pytest.fixture
-async def connection(redis_url: str, cell: str) -> AsyncGenerator[Connection]:
-    """A cell."""
-    connection = Connection(redis_url, cell)
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
 async def rig(connection: Connection) -> Rig:
     """A cell that has everything in it."""
-    rig = redis_rig(connection)
-    await rig.cell.open(CONFIG)
-    await rig.cell.begin({})
-    await lived_in(rig)
-    return rig
+    return await lived_in(connection)
 
 
 class Audited:

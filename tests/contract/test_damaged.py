@@ -1,6 +1,5 @@
 """A cell with a part missing still works: one loss must not become another. A twin cannot be damaged."""
 
-from collections.abc import AsyncGenerator
 
 import pytest
 
@@ -9,13 +8,6 @@ from taskyard.dispatcher.cell.connection import Connection
 from taskyard.dispatcher.cell.contract import CellConfig
 from taskyard.dispatcher.inspection import Inspection
 from tests.contract.rig import Rig, redis_rig
-
-
-@pytest.fixture
-async def connection(redis_url: str, cell: str) -> AsyncGenerator[Connection]:
-    opened = Connection(redis_url, cell)
-    yield opened
-    await opened.close()
 
 
 @pytest.fixture

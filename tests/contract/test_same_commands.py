@@ -299,22 +299,22 @@ class SameCommands(RuleBasedStateMachine):
         self._runner.close()
 
 
-def test_the_library_and_the_twin_do_the_same(redis_url: str, cell: str) -> None:
-    # The same sequences in every run of the gate; with TASKYARD_EXPLORE=<examples>, that many others.
+def explored(examples: int) -> settings:
+    """The same sequences in every run of the gate; with TASKYARD_EXPLORE=<examples>, that many others."""
     explore = int(os.environ.get("TASKYARD_EXPLORE", "0"))
+    return settings(
+        max_examples=explore or examples,
+        stateful_step_count=40,
+        derandomize=not explore,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+        phases=(Phase.generate, Phase.shrink) if explore else (Phase.generate,),
+    )
 
+
+def test_the_library_and_the_twin_do_the_same(redis_url: str, cell: str) -> None:
     class Here(SameCommands):
         address = redis_url, cell
 
-    run_state_machine_as_test(
-        Here,
-        settings=settings(
-            max_examples=explore or 20,
-            stateful_step_count=40,
-            derandomize=not explore,
-            deadline=None,
-            database=None,
-            suppress_health_check=[HealthCheck.too_slow],
-            phases=(Phase.generate, Phase.shrink) if explore else (Phase.generate,),
-        ),
-    )
+    run_state_machine_as_test(Here, settings=explored(20))

@@ -1,12 +1,10 @@
 """A call of the library that fails half-way has changed nothing, wherever it fails, and can be repeated."""
 
-import os
 import random
 from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, run_state_machine_as_test
 
@@ -15,7 +13,7 @@ from tests.contract import torn_fleet, torn_recovery, torn_tasks, torn_tick
 from tests.contract.faulty import FaultyConnection, TornConnection, is_fault
 from tests.contract.raw import Raw, changed, timeless
 from tests.contract.rig import Rig, redis_rig
-from tests.contract.test_same_commands import SameCommands
+from tests.contract.test_same_commands import SameCommands, explored
 from tests.contract.torn_cases import CONFIG, Call, Case, FaultyRig
 
 CASES: dict[str, tuple[Case, ...]] = {
@@ -148,21 +146,7 @@ class TornCommands(SameCommands):
 
 
 def test_commands_that_fail_and_are_repeated_do_what_the_twin_does(redis_url: str, cell: str) -> None:
-    # As in test_same_commands.
-    explore = int(os.environ.get("TASKYARD_EXPLORE", "0"))
-
     class Here(TornCommands):
         address = redis_url, cell
 
-    run_state_machine_as_test(
-        Here,
-        settings=settings(
-            max_examples=explore or 10,
-            stateful_step_count=40,
-            derandomize=not explore,
-            deadline=None,
-            database=None,
-            suppress_health_check=[HealthCheck.too_slow],
-            phases=(Phase.generate, Phase.shrink) if explore else (Phase.generate,),
-        ),
-    )
+    run_state_machine_as_test(Here, settings=explored(10))

@@ -14,7 +14,7 @@ import msgspec
 
 from taskyard.compose.process import Server, ServiceError
 from taskyard.compose.valkey import Valkey
-from taskyard.dispatcher.cli.configure import LEAVES
+from taskyard.dispatcher.cli.configure import as_toml
 from taskyard.dispatcher.kafka.topics import check_topics
 from taskyard.dispatcher.settings import IntakeSettings, RetrySettings, Settings, TopicSettings, WorkerSettings
 from taskyard.schemas.topics import topics
@@ -80,7 +80,7 @@ class Fleet:
         self.dropped: Callable[[], set[str]] = set
         self.unexpected: list[str] = []
         self._specs: list[InstanceSpec] = []
-        file = self._written("settings.toml", _as_toml(self.settings).encode())
+        file = self._written("settings.toml", as_toml(self.settings).encode())
         self.dispatchers = [Dispatcher(directory, f"dispatcher-{n}", file) for n in range(1, layout.dispatchers + 1)]
         self.workers = [self._worker(f"worker-{n}", host) for n, host in enumerate(layout.hosts, 1)]
         plan = self._written("plan.json", msgspec.json.encode(layout.plan))
@@ -269,7 +269,7 @@ class Fleet:
         if proxy not in self.proxies:
             return self.directory / "settings.toml"
         settings = msgspec.structs.replace(self.settings, redis=self._valkey_url(proxy))
-        return self._written(f"{proxy}.toml", _as_toml(settings).encode())
+        return self._written(f"{proxy}.toml", as_toml(settings).encode())
 
     def _written(self, name: str, content: bytes) -> Path:
         file = self.directory / name
@@ -316,14 +316,3 @@ def _blocked(published: Sequence[Published], runs: Sequence[Run]) -> list[Distur
         for run in runs
         if run.task_id in blocking
     ]
-
-
-def _as_toml(settings: Settings) -> str:
-    """Write all settings down."""
-    lines: list[str] = []
-    for path in LEAVES:
-        value: object = settings
-        for name in path.split("."):
-            value = getattr(value, name)
-        lines.append(f"{path} = {msgspec.json.encode(value).decode()}\n")
-    return "".join(lines)

@@ -24,18 +24,24 @@ async def queued_at(stage: Stage, name: str) -> set[str]:
     return {task_id for task_id, place in places.items() if place and place.instance == name}
 
 
+async def lose_all_but_endings(stage: Stage, runs: Task, ends: Task, fails: Task) -> None:
+    """Start three tasks, let two of them end while the cell is not to be reached, and lose it: the line stays cut."""
+    work = (runs, ends, fails)
+    await stage.field.put(*work, instance="i")
+    await stage.gate.has_started(*work)
+    stage.line.cut = ALL
+    stage.gate.let(ends)
+    stage.gate.let(fails, fail=True)
+    await stage.gate.has_ended(ends, fails)
+    await stage.lose_all()
+
+
 async def test_a_cell_that_lost_everything_is_told_what_runs_and_what_has_ended_and_nothing_runs_twice() -> None:
     stage = await staged()
     runs, ends, fails = work = tasks(3)
 
     async with running(stage.worker):
-        await stage.field.put(*work, instance="i")
-        await stage.gate.has_started(*work)
-        stage.line.cut = ALL
-        stage.gate.let(ends)
-        stage.gate.let(fails, fail=True)
-        await stage.gate.has_ended(ends, fails)
-        await stage.lose_all()
+        await lose_all_but_endings(stage, *work)
         stage.line.cut = NONE
 
         await stage.field.wait_for(ends, "finished")
@@ -99,13 +105,7 @@ async def test_a_fault_while_it_resumes_starts_nothing_twice_and_loses_no_ending
     runs, ends, fails = work = tasks(3)
 
     async with running(stage.worker):
-        await stage.field.put(*work, instance="i")
-        await stage.gate.has_started(*work)
-        stage.line.cut = ALL
-        stage.gate.let(ends)
-        stage.gate.let(fails, fail=True)
-        await stage.gate.has_ended(ends, fails)
-        await stage.lose_all()
+        await lose_all_but_endings(stage, *work)
         fault(stage, name)
         stage.line.cut = NONE
 

@@ -14,7 +14,7 @@ from taskyard.dispatcher.cell.connection import Connection
 from taskyard.dispatcher.cell.contract import Drift
 from taskyard.dispatcher.cell.redis import RedisCell
 from taskyard.dispatcher.cell.view import RedisView
-from taskyard.dispatcher.cli.configure import LEAVES
+from taskyard.dispatcher.cli.configure import as_toml
 from taskyard.dispatcher.cli.rehearsal.account import Account
 from taskyard.dispatcher.cli.rehearsal.gauge import Gauge
 from taskyard.dispatcher.cli.rehearsal.interrupts import Interrupts
@@ -23,7 +23,6 @@ from taskyard.dispatcher.cli.rehearsal.processes import Processes
 from taskyard.dispatcher.cli.rehearsal.results import Results
 from taskyard.dispatcher.cli.rehearsal.services import Stand
 from taskyard.dispatcher.kafka import topics as kafka
-from taskyard.dispatcher.settings import Settings
 from taskyard.producers.producer import Producer
 from taskyard.schemas.errors import DependencyError
 from taskyard.schemas.topics import topics
@@ -82,7 +81,7 @@ class Rehearsal:
         await self._results.seek_to_end()
         file = directory / "settings.toml"
         file.touch(mode=0o600)  # the address of Redis may hold a password
-        file.write_text(_as_toml(settings))
+        file.write_text(as_toml(settings))
         for number in range(1, self.cast.dispatchers + 1):
             port = free_port()
             self._ports.append(port)
@@ -206,17 +205,6 @@ async def _is_ready(port: int) -> bool:
                 return b" 200 " in await reader.readline()
     except (OSError, TimeoutError):
         return False
-
-
-def _as_toml(settings: Settings) -> str:
-    """Write all settings down, so that a child needs neither our flags nor our environment."""
-    lines: list[str] = []
-    for path in LEAVES:
-        value: object = settings
-        for name in path.split("."):
-            value = getattr(value, name)
-        lines.append(f"{path} = {msgspec.json.encode(value).decode()}\n")
-    return "".join(lines)
 
 
 def _environment() -> dict[str, str]:
