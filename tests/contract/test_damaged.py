@@ -1,6 +1,5 @@
 """A cell with a part missing still works: one loss must not become another. A twin cannot be damaged."""
 
-
 import pytest
 
 from taskyard.dispatcher.cell.audit import RedisAudit

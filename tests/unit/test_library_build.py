@@ -4,7 +4,7 @@ import hashlib
 
 from taskyard.dispatcher.cell.connection import library
 
-PINNED = (6, "f7dbd8b0ce97ddf0")
+PINNED = (7, "530b6b64d2b91bd5")
 
 
 def test_a_changed_library_has_a_new_build_number() -> None:

@@ -114,7 +114,8 @@ local VIA = { '1', '2', '3' }
 -- Place, or park, one task that the cell did not know. n1 n2 n3: its candidates in names, 0 none.
 local function place_new(c, entry, id, shape, names, valid, n1, n2, n3, pullers)
   local order_key, deadline, arrived = struct.unpack('<ddd', entry, 5)
-  count_unfinished(c, bucket_of(c, arrived), 1)
+  local bucket = bucket_of(c, arrived)
+  count_unfinished(c, bucket, 1)
   if deadline > 0 and deadline < c.now then
     dead(c, entry, read_head(entry), 'deadline', 'its deadline had passed when it arrived', '')
     return 'x'
@@ -133,21 +134,21 @@ local function place_new(c, entry, id, shape, names, valid, n1, n2, n3, pullers)
       local i = n == 1 and n1 or n == 2 and n2 or n3
       local f = valid[i]
       if f and fits(c, names[i], f, shape) then
-        place(c, names[i], f, shape, entry, id, 1, VIA[n], arrived)
+        place(c, names[i], f, shape, entry, id, 1, VIA[n], bucket)
         return VIA[n]
       end
     end
     if not shape.is_full then
       local instance, f = any_open(c, shape)
       if instance then
-        place(c, instance, f, shape, entry, id, 1, 'o', arrived)
+        place(c, instance, f, shape, entry, id, 1, 'o', bucket)
         return 'o'
       end
       shape.is_full = true -- asked once a call
     end
     shape.head = order_key
   end
-  park(c, shape, entry, id, 1, order_key, deadline, arrived)
+  park(c, shape, entry, id, 1, order_key, deadline, bucket)
   return 'p'
 end
 

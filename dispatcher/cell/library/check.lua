@@ -44,10 +44,11 @@ end
 
 -- The place that an entry must have which was found at `spot`.
 local function text_of(c, spot, head, via)
-  if spot.kind == 'p' then return parked_text(c, tonumber(spot.at), head.attempt, head.shape, head.arrived) end
-  if spot.kind == 'l' then return later_text(c, tonumber(spot.at), head.attempt, head.shape, head.arrived) end
+  local bucket = bucket_of(c, head.arrived)
+  if spot.kind == 'p' then return parked_text(bucket, tonumber(spot.at), head.attempt, head.shape) end
+  if spot.kind == 'l' then return later_text(bucket, tonumber(spot.at), head.attempt, head.shape) end
   return table.concat({
-    'q', bucket_of(c, head.arrived), via, spot.at, head.attempt, spot.instance, head.shape,
+    'q', bucket, via, spot.at, head.attempt, spot.instance, head.shape,
   }, '|')
 end
 

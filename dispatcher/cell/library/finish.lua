@@ -138,8 +138,8 @@ local function check_endings(endings, args)
   if type(endings) ~= 'table' or #endings > MAX_ENDINGS then error('at most ' .. MAX_ENDINGS .. ' endings') end
   for i, ending in ipairs(endings) do
     local id, stream_id, attempt, how, delay_ms = unpack(type(ending) == 'table' and ending or {}, 1, 5)
-    local is_one = type(id) == 'string' and #id > 0 and type(stream_id) == 'string'
-      and string.find(stream_id, '^%d+%-?%d*$') and HOWS[how] and type(delay_ms) == 'number' and args[3 + i]
+    local is_one = type(id) == 'string' and #id > 0 and type(stream_id) == 'string' and HOWS[how]
+      and type(delay_ms) == 'number' and args[3 + i]
     if not is_one or type(attempt) ~= 'number' or attempt ~= math.floor(attempt) or attempt < 1 or attempt > 255 then
       error('an ending is id, stream id, attempt, how, delay_ms, and has a detail')
     end
@@ -213,7 +213,7 @@ local function adopt(c, instance, running, entry, head, where)
   else
     count_unfinished(c, bucket_of(c, head.arrived), 1)
   end
-  place(c, instance, f, shape, entry, id, attempt, 'r', head.arrived)
+  place(c, instance, f, shape, entry, id, attempt, 'r', bucket_of(c, head.arrived))
   return queued(c.where[id]).stream_id
 end
 

@@ -55,7 +55,8 @@ local function begin(keys)
     usec = tonumber(time[2]),
     free = {}, packed = {}, before = {}, dirty = {}, inst = {}, held = {}, shapes = {}, buckets = {},
     where = {}, forget = {}, done = {}, born = {}, parked = 0, parked_bytes = 0, later = 0,
-    published = 0, undo = {}, undo_size = 0, told = {}, was = {}, reindex = {},
+    published = 0, undo = {}, undo_size = 0, queued = {}, placed = {}, forgotten = {}, was = {},
+    reindex = {},
   }
 end
 
@@ -111,13 +112,14 @@ local function in_chunks(command, name, values, step)
   end
 end
 
--- Undo of writes to a hash: its fields as they were, and none where there was none (false).
-local function restore_fields(c, suffix, fields)
+-- Undo of an HSET of field, value, field, value...: each as it was before, and none where there was none.
+local function restore_fields(c, suffix, written, was)
   local values, gone = {}, {}
-  for field, value in pairs(fields) do
-    if value then
+  for i = 1, #written, 2 do
+    local field = written[i]
+    if was[field] then
       values[#values + 1] = field
-      values[#values + 1] = value
+      values[#values + 1] = was[field]
     else
       gone[#gone + 1] = field
     end
@@ -136,7 +138,7 @@ end
 
 -- What has been written stays.
 local function commit(c)
-  c.undo_size, c.told, c.was, c.reindex = 0, {}, {}, {}
+  c.undo_size, c.queued, c.placed, c.forgotten, c.was, c.reindex = 0, {}, {}, {}, {}, {}
 end
 
 -- What a task's place was before this call; of several told, the first.

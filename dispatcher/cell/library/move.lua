@@ -20,15 +20,15 @@ local function count_unfinished(c, bucket, by)
   c.born[bucket] = (c.born[bucket] or 0) + by
 end
 
-local function parked_text(c, order_key, attempt, shape_text, arrived)
-  return 'p|' .. bucket_of(c, arrived) .. '|' .. number(order_key) .. '|' .. attempt .. '|' .. shape_text
+local function parked_text(bucket, order_key, attempt, shape_text)
+  return 'p|' .. bucket .. '|' .. number(order_key) .. '|' .. attempt .. '|' .. shape_text
 end
 
-local function later_text(c, due, attempt, shape_text, arrived)
-  return 'l|' .. bucket_of(c, arrived) .. '|' .. number(due) .. '|' .. attempt .. '|' .. shape_text
+local function later_text(bucket, due, attempt, shape_text)
+  return 'l|' .. bucket .. '|' .. number(due) .. '|' .. attempt .. '|' .. shape_text
 end
 
-local function park(c, shape, entry, id, attempt, order_key, deadline, arrived)
+local function park(c, shape, entry, id, attempt, order_key, deadline, bucket)
   local name = key(c, ':park:' .. shape.text)
   c.reindex[shape.text] = shape
   undo(c, 'ZREM', name, entry)
@@ -39,7 +39,7 @@ local function park(c, shape, entry, id, attempt, order_key, deadline, arrived)
     undo(c, 'ZREM', key(c, ':deadlines'), id)
     redis.call('ZADD', key(c, ':deadlines'), number(deadline), id)
   end
-  c.where[id] = parked_text(c, order_key, attempt, shape.text, arrived)
+  c.where[id] = parked_text(bucket, order_key, attempt, shape.text)
   c.parked = c.parked + 1
   c.parked_bytes = c.parked_bytes + #entry
 end
@@ -56,12 +56,13 @@ local function release(c, shape_text, instance)
   end
 end
 
-local function place(c, instance, f, shape, entry, id, attempt, via, arrived)
+local function place(c, instance, f, shape, entry, id, attempt, via, bucket)
   take(c, instance, f, shape)
-  local queue = key(c, ':q:' .. instance)
+  local queue, added = key(c, ':q:' .. instance), c.queued
   local stream_id = redis.call('XADD', queue, '*', 'e', entry)
-  undo(c, 'XDEL', queue, stream_id)
-  c.where[id] = 'q|' .. bucket_of(c, arrived) .. '|' .. via .. '|' .. stream_id .. '|' .. attempt .. '|' .. instance .. '|' .. shape.text
+  added[#added + 1] = queue -- its undo, without a call: this is done for every task
+  added[#added + 1] = stream_id
+  c.where[id] = 'q|' .. bucket .. '|' .. via .. '|' .. stream_id .. '|' .. attempt .. '|' .. instance .. '|' .. shape.text
   if f[2] == HELD then release(c, held_for(c, instance), instance) end -- it has served, or resync knows better
 end
 
@@ -91,7 +92,7 @@ local function repark(c, shape, entry, order_key)
   local head = read_head(entry)
   redis.call('ZADD', key(c, ':park:' .. shape.text), order_key, entry)
   c.reindex[shape.text] = shape
-  was_at(c, head.id, parked_text(c, tonumber(order_key), head.attempt, shape.text, head.arrived))
+  was_at(c, head.id, parked_text(bucket_of(c, head.arrived), tonumber(order_key), head.attempt, shape.text))
 end
 
 -- An entry has left the park of its shape.
@@ -157,9 +158,9 @@ local function place_or_park(c, entry, via)
   local instance, f
   if not is_behind(c, shape, head.key) then instance, f = any_open(c, shape) end
   if instance then
-    place(c, instance, f, shape, entry, head.id, head.attempt, via, head.arrived)
+    place(c, instance, f, shape, entry, head.id, head.attempt, via, bucket_of(c, head.arrived))
   else
-    park(c, shape, entry, head.id, head.attempt, head.key, head.deadline, head.arrived)
+    park(c, shape, entry, head.id, head.attempt, head.key, head.deadline, bucket_of(c, head.arrived))
   end
 end
 
@@ -176,7 +177,7 @@ local function pop(c, instance, f, shape, via)
   if head.deadline > 0 and head.deadline < c.now then
     dead(c, entry, head, 'deadline', 'its deadline passed while it was parked', '')
   else
-    place(c, instance, f, shape, entry, head.id, head.attempt, via, head.arrived)
+    place(c, instance, f, shape, entry, head.id, head.attempt, via, bucket_of(c, head.arrived))
     placed = 1
   end
   refresh_head(c, shape)
@@ -232,21 +233,19 @@ end
 -- The last writes of every function that moves tasks: vectors, places, memory of finished ids, counters.
 local function finish_call(c)
   write_free(c)
-  local places, done, unknown = {}, {}, {}
+  local places, done = {}, {}
   for id, text in pairs(c.where) do
     places[#places + 1] = id
     places[#places + 1] = text
-    c.told[id] = false
   end
-  for _, id in ipairs(c.forget) do c.told[id] = false end
   for id, text in pairs(c.done) do
-    unknown[id] = false
     done[#done + 1] = id
     done[#done + 1] = text
   end
+  c.placed, c.forgotten = places, c.forget
   in_chunks('HSET', key(c, ':where'), places, 4000)
   in_chunks('HDEL', key(c, ':where'), c.forget, 4000)
-  undo(c, restore_fields, ':done0', unknown)
+  undo(c, restore_fields, ':done0', done, {})
   in_chunks('HSET', key(c, ':done0'), done, 4000)
   add(c, ':stats', 'parked', c.parked)
   add(c, ':stats', 'parked_bytes', c.parked_bytes)
@@ -265,12 +264,17 @@ local function take_back_write(c, command, a, b, d)
   end
 end
 
--- Each for itself: one that cannot be taken back must not keep the others.
+-- Each for itself: one that cannot be taken back must not keep the others. The places come last, since what else is
+-- undone tells where the tasks were.
 local function roll_back(c)
-  local list = c.undo
+  local list, queued, placed = c.undo, c.queued, c.placed
+  for i = 1, #queued, 2 do pcall(redis.call, 'XDEL', queued[i], queued[i + 1]) end
   for n = c.undo_size, 4, -4 do pcall(take_back_write, c, list[n - 3], list[n - 2], list[n - 1], list[n]) end
-  for id in pairs(c.told) do c.told[id] = c.was[id] or false end
-  pcall(restore_fields, c, ':where', c.told)
+  for _, id in ipairs(c.forgotten) do
+    placed[#placed + 1] = id
+    placed[#placed + 1] = ''
+  end
+  pcall(restore_fields, c, ':where', placed, c.was)
   for _, shape in pairs(c.reindex) do
     if index_head(c, shape) then redis.call('SADD', key(c, ':waiting'), shape.type) end
   end
@@ -319,6 +323,6 @@ local function again(c, entry, instance, reason, delay_ms, started)
   if delay_ms < 0 then delay_ms = backoff_ms(c, head) end
   undo(c, 'ZREM', key(c, ':later'), next_entry)
   redis.call('ZADD', key(c, ':later'), number(c.now + delay_ms), next_entry)
-  c.where[head.id] = later_text(c, c.now + delay_ms, head.attempt, head.shape, head.arrived)
+  c.where[head.id] = later_text(bucket_of(c, head.arrived), c.now + delay_ms, head.attempt, head.shape)
   c.later = c.later + 1
 end

@@ -60,7 +60,7 @@ end
 local function wait_again(c, entry, due)
   local head = read_head(entry)
   redis.call('ZADD', key(c, ':later'), due, entry)
-  was_at(c, head.id, later_text(c, tonumber(due), head.attempt, head.shape, head.arrived))
+  was_at(c, head.id, later_text(bucket_of(c, head.arrived), tonumber(due), head.attempt, head.shape))
 end
 
 -- due: KEYS[1] root; ARGV limit. Tasks whose backoff is over are placed or parked. reply: how many.

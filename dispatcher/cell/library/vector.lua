@@ -177,14 +177,14 @@ local function write_free(c)
   for instance in pairs(c.dirty) do
     local f = c.free[instance] -- never false: nothing is taken from or given to an instance without a vector
     local packed = pack_free(f)
-    before[instance] = c.packed[instance] or false
+    before[instance] = c.packed[instance]
     c.packed[instance] = packed
     values[#values + 1] = instance
     values[#values + 1] = packed
     local is_open = f[2] == OPEN and f[FIRST] > 0
     if is_open ~= c.before[instance] then list_open(c, instance, is_open) end
   end
-  undo(c, restore_fields, ':free', before)
+  undo(c, restore_fields, ':free', values, before)
   in_chunks('HSET', key(c, ':free'), values, 4000)
   c.dirty = {}
 end
