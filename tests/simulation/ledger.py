@@ -80,7 +80,7 @@ class Ledger:
         if name != "resync":
             self._check_order(name, before, after)
             # A hold may be served by the call that takes it.
-            self._check_room(name, before, after, held=arguments[1] if name == "hold" else "")
+            self._check_room(name, before, after, ended, held=arguments[1] if name == "hold" else "")
 
     def _taken_away(self, name: str, arguments: Sequence[Any], before: Sight) -> set[str]:
         """The tasks that `remember` may take from where they are: their outcomes are on Kafka."""
@@ -234,15 +234,17 @@ class Ledger:
                     what = f"{spot.entry.id} ({spot.entry.key_ms}) passed {waiting.entry.id} ({waiting.entry.key_ms})"
                     self._report("5 order", f"{what} of {spot.entry.shape}, in {name}")
 
-    def _check_room(self, name: str, before: Sight, after: Sight, *, held: str) -> None:
+    def _check_room(self, name: str, before: Sight, after: Sight, ended: set[str], *, held: str) -> None:
         """What is new on a queue respects headroom and holds."""
+        # A late success ends a task that the same call has just placed: it has served its hold.
+        served = {before.spots[task_id].entry.shape for task_id in ended & before.spots.keys()}
         came: defaultdict[str, list[Spot]] = defaultdict(list)
         for spot in _new(before, after):
             came[spot.at].append(spot)
         for instance, spots in came.items():
             site, was = after.sites[instance], before.sites.get(instance)
             was = was if was and was.epoch == site.epoch else None
-            if was and was.state == "held":
+            if was and was.state == "held" and was.held_for not in served:
                 self._check_hold(name, was, spots, after)
             elif was and was.state == site.state == "cordoned":
                 self._report("4 closed", f"{spots[0].entry.id} came onto the closed {instance} in {name}")
