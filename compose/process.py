@@ -149,8 +149,12 @@ class Server(abc.ABC):
             self.kill()
 
     def pause(self) -> None:
-        """Stop the process where it is (SIGSTOP): its connections stay open and nobody answers. `resume` ends it."""
+        """Stop the process where it is (SIGSTOP): its connections stay open and nobody answers. `resume` ends it.
+
+        Returns when its last thread stands still: on a busy machine one may still have answered after the signal.
+        """
         os.kill(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Let a paused process go on. Harmless if it runs."""

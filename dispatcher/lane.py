@@ -29,6 +29,8 @@ PARKED_PERMILLE = {"critical": 1000, "high": 950, "normal": 900, "low": 800}
 _POLL_MS = 200
 # While the park is full, or the cell has not begun: how often it is asked whether it still is so.
 _PAUSE_S = 0.2
+# For the last calls of a lane that stops: the cell applies or refuses its batch anyway, and the offsets decide nothing.
+_END_S = 1.0
 # A topic that was made anew is also seen by its log being shorter; this is for one that has grown meanwhile.
 _REPORTS_PER_TOPIC_CHECK = 5
 
@@ -127,12 +129,14 @@ class Lane:
                 raise
 
     async def stop(self) -> None:
-        """End what was begun, store the offsets, leave the group."""
+        """End what was begun, store the offsets, leave the group; nothing that is away is waited for."""
         try:
-            await self.settle(quietly=True)
-            await self._intake.commit()
-        except DependencyError as error:
-            log.warning("offsets_not_committed", priority=self.priority, error=str(error))
+            async with asyncio.timeout(_END_S):
+                await self.settle(quietly=True)
+                await self._intake.commit()
+        except (DependencyError, TimeoutError) as error:
+            why = str(error) or f"no answer within {_END_S:.0f} s"
+            log.warning("offsets_not_committed", priority=self.priority, error=why)
         finally:
             await self._intake.consumer.stop()
 

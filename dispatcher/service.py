@@ -41,7 +41,7 @@ _REPORT_S = 1.0
 _RECOVERY_S = 0.5
 _CARRY_S = 30.0
 # For all duties together to give back what they hold.
-_LAY_DOWN_S = 3.0
+_LAY_DOWN_S = 2.0
 # A view of the fleet older than this is no ground to place on.
 _STALE_VIEW_MS = 5_000
 

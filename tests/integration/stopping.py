@@ -74,6 +74,11 @@ class Process:
         """Under which a dispatcher holds its leases; empty if it has not come so far."""
         return next((row["name"] for row in self.events if row["event"] == "dispatcher_started"), "")
 
+    @property
+    def code(self) -> int | None:
+        """Its exit code; None as long as it runs."""
+        return self._process.returncode
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""
         self._process.send_signal(number)
@@ -187,7 +192,9 @@ class Grounds:
             except AssertionError as error:
                 missing = sorted(self.published - found.keys())
                 places = [await self.view.find(task_id) for task_id in missing[:3]]
-                raise AssertionError(f"{error}; {len(missing)} are missing, as {missing[:3]}: {places}") from None
+                told = "\n".join(process.told() for process in self._processes if process.code != 0)
+                why = f"{error}; {len(missing)} are missing, as {missing[:3]}: {places}\n{told}"
+                raise AssertionError(why) from None
         return found
 
     async def close(self) -> None:
@@ -213,12 +220,12 @@ async def open_grounds(folder: Path, kafka: Kafka, valkey: Valkey) -> AsyncGener
 def silent(*servers: Server) -> Generator[None]:
     """Let the servers answer nobody; connections stay as they are."""
     for server in servers:
-        os.kill(server.pid, signal.SIGSTOP)
+        server.pause()
     try:
         yield
     finally:
         for server in servers:
-            os.kill(server.pid, signal.SIGCONT)
+            server.resume()
 
 
 async def until(probe: Callable[[], Awaitable[Any]], what: str, *, within_s: float = WITHIN_S) -> Any:

@@ -98,6 +98,16 @@ async def test_a_record_survives_the_kill_of_kafka(own: Services) -> None:
     assert await _first_value(own.kafka, "survives") == b"kept"
 
 
+def test_a_paused_server_stands_still_with_all_its_threads(own: Services) -> None:
+    for _ in range(10):
+        own.kafka_server.pause()
+        threads = list(Path(f"/proc/{own.kafka_pid}/task").glob("*/stat"))
+        states = {stat.read_text().rpartition(")")[2].split()[0] for stat in threads}
+        own.kafka_server.resume()
+
+        assert states == {"T"}
+
+
 async def test_kafka_does_not_make_a_topic_that_nobody_created(own: Services) -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=own.kafka)
     await admin.start()

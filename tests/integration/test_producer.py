@@ -1,9 +1,6 @@
 """The producer on a real Kafka: what is published arrives, and what does not go well ends in time with an error."""
 
 import asyncio
-import contextlib
-import os
-import signal
 import time
 from collections.abc import AsyncGenerator, Awaitable, Generator
 from typing import Any
@@ -21,6 +18,7 @@ from taskyard.schemas.codec import JSON, MSGPACK
 from taskyard.schemas.priority import PRIORITIES
 from taskyard.schemas.task import AgentType
 from taskyard.schemas.topics import topics
+from tests.integration.stopping import silent
 
 PARTITIONS = 3
 
@@ -300,15 +298,6 @@ async def test_a_topic_that_takes_less_is_told_and_the_next_task_is_published(ka
     assert len(await records(kafka_address, prefix)) == 9
 
 
-@contextlib.contextmanager
-def stalled(kafka: Kafka) -> Generator[None]:
-    os.kill(kafka.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(kafka.pid, signal.SIGCONT)
-
-
 async def send_until_refused(producer: Producer, sent: list[Task]) -> None:
     while len(sent) < 1_000:
         task = a_task("x" * 2_000)
@@ -325,7 +314,7 @@ async def test_a_buffer_that_stays_full_is_backpressure_and_nothing_waits_for_ev
 
     async with Producer(own_kafka.address, prefix=prefix, **limits) as producer:
         await producer.publish(a_task())
-        with stalled(own_kafka):
+        with silent(own_kafka):
             acknowledgement = await producer.send(a_task())
             with pytest.raises(Backpressure, match="publish slower"):
                 await send_until_refused(producer, sent)
