@@ -20,7 +20,7 @@ NAMES = ("dispatch", "dispatch-resources", "dispatch-fleet", *[f"life-{name}" fo
 
 
 def main() -> int:
-    """Run the rows that were asked for. Returns 1 if a smoke finds a ratio below its floor."""
+    """Run the rows that were asked for. Returns 1 if a smoke finds a ratio beyond its limit."""
     options = _options()
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     began_s = time.monotonic()
@@ -49,10 +49,10 @@ def _rows(rig: Rig, options: argparse.Namespace) -> list[Row]:
 
 
 def _judged(found: list[Measured]) -> int:
-    """Say whether every ratio is above its floor."""
-    low = [f"{m.row.name}: ratio {m.ratio:.2f} is below {m.row.floor:g}" for m in found if m.ratio < m.row.floor]
-    _say("bench smoke: " + ("; ".join(low) or f"{len(found)} rows work, no ratio is below its floor"))
-    return 1 if low else 0
+    """Say whether every ratio is within its limit."""
+    bad = [f"{m.row.name}: ratio {m.ratio:.2f}, limit {m.row.limit:g}" for m in found if not m.is_within_limit]
+    _say("bench smoke: " + ("; ".join(bad) or f"{len(found)} rows work, each ratio within its limit"))
+    return 1 if bad else 0
 
 
 def _say(line: str) -> None:

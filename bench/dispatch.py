@@ -43,7 +43,7 @@ def rows(rig: Rig, *, tasks: int, fleets: tuple[int, int, int]) -> list[Row]:
         ),
         Row(
             "dispatch-fleet", f"{what}, {large:,} instances, slots", f"ours with {small:,}",
-            partial(ours, large), partial(ours, small), 0.6, 0.8, floor=0.1,
+            partial(ours, large), partial(ours, small), 0.6, 0.8, limit=0.1,
         ),
     ]  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from rich.console import Console
@@ -9,16 +10,21 @@ from rich.table import Table
 
 
 class Sample(NamedTuple):
-    """One timed run. per_s: tasks a second. cpu_us: who -> microseconds of processor time a task."""
+    """One run. value: what its row measures, in the row's unit. cpu_us: who -> microseconds of processor time a task.
 
-    per_s: float
-    cpu_us: Mapping[str, float]
+    details: what else was seen, name -> value, for the JSON and the plots (units in the names).
+    """
+
+    value: float
+    cpu_us: Mapping[str, float] = MappingProxyType({})
+    details: Mapping[str, object] = MappingProxyType({})
 
 
 class Row(NamedTuple):
     """One comparison. must, aim: the design's bounds on the ratio ours / baseline; 0: it names none.
 
-    floor: below this ratio a smoke fails.
+    unit: of both sides' values. is_cost: less is better, and the bounds are the most that the ratio may be.
+    limit: a smoke fails below this ratio, or above it if it is a cost.
     """
 
     name: str
@@ -28,7 +34,9 @@ class Row(NamedTuple):
     baseline: Callable[[], Sample]
     must: float = 0.0
     aim: float = 0.0
-    floor: float = 0.3
+    limit: float = 0.3
+    unit: str = "tasks/s"
+    is_cost: bool = False
 
 
 class Measured(NamedTuple):
@@ -41,12 +49,17 @@ class Measured(NamedTuple):
     @property
     def ratios(self) -> list[float]:
         """Ours over the baseline, for each pair."""
-        return [ours.per_s / base.per_s for ours, base in zip(self.ours, self.baseline, strict=True)]
+        return [ours.value / base.value for ours, base in zip(self.ours, self.baseline, strict=True)]
 
     @property
     def ratio(self) -> float:
         """The median of the pairs' ratios."""
         return statistics.median(self.ratios)
+
+    @property
+    def is_within_limit(self) -> bool:
+        """Whether a smoke may pass."""
+        return self.ratio <= self.row.limit if self.row.is_cost else self.ratio >= self.row.limit
 
 
 def measure(row: Row, pairs: int, on_progress: Callable[[str], None]) -> Measured:
@@ -58,8 +71,8 @@ def measure(row: Row, pairs: int, on_progress: Callable[[str], None]) -> Measure
         for side, samples in turns if number % 2 == 0 else reversed(turns):
             samples.append(side())
         on_progress(
-            f"{row.name} {number + 1}/{pairs}: {ours[-1].per_s:,.0f}/s against {baseline[-1].per_s:,.0f}/s, "
-            f"ratio {ours[-1].per_s / baseline[-1].per_s:.2f}"
+            f"{row.name} {number + 1}/{pairs}: {figure(ours[-1].value)} against {figure(baseline[-1].value)} "
+            f"{row.unit}, ratio {ours[-1].value / baseline[-1].value:.2f}"
         )
     return Measured(row, ours, baseline)
 
@@ -67,16 +80,16 @@ def measure(row: Row, pairs: int, on_progress: Callable[[str], None]) -> Measure
 def show(found: Sequence[Measured], console: Console) -> None:
     """Print medians, lowest to highest, and where the processor time went."""
     table = Table(title="medians (lowest to highest); CPU: median microseconds a task")
-    for heading in ("row", "ours /s", "baseline /s", "ratio", "must / aim", "CPU ours", "CPU baseline"):
+    for heading in ("row", "ours", "baseline", "ratio", "must / aim", "CPU ours", "CPU baseline"):
         table.add_column(heading, overflow="fold")
     for measured in found:
         row = measured.row
-        bounds = f"{row.must:g} / {row.aim:g}" if row.must else ""
+        bounds = f"{'at most ' if row.is_cost else ''}{row.must:g} / {row.aim:g}" if row.must else ""
         table.add_row(
-            f"{row.name}\n{row.what}\nbaseline: {row.baseline_name}",
-            _spread([sample.per_s for sample in measured.ours], ",.0f"),
-            _spread([sample.per_s for sample in measured.baseline], ",.0f"),
-            _spread(measured.ratios, ".2f"),
+            f"{row.name}\n{row.what}\nbaseline: {row.baseline_name}\nin {row.unit}",
+            _spread([sample.value for sample in measured.ours]),
+            _spread([sample.value for sample in measured.baseline]),
+            _spread(measured.ratios),
             bounds,
             _cpu(measured.ours),
             _cpu(measured.baseline),
@@ -92,20 +105,31 @@ def as_json(found: Sequence[Measured]) -> list[dict[str, object]]:
             "row": measured.row.name,
             "what": measured.row.what,
             "baseline": measured.row.baseline_name,
+            "unit": measured.row.unit,
+            "is_cost": measured.row.is_cost,
             "must": measured.row.must,
             "aim": measured.row.aim,
             "ratio": measured.ratio,
             "ratios": measured.ratios,
-            "ours": [sample._asdict() for sample in measured.ours],
-            "baselines": [sample._asdict() for sample in measured.baseline],
+            "ours": [_plain(sample) for sample in measured.ours],
+            "baselines": [_plain(sample) for sample in measured.baseline],
         }
         for measured in found
     ]
 
 
-def _spread(values: Sequence[float], form: str) -> str:
+def _plain(sample: Sample) -> dict[str, object]:
+    return {"value": sample.value, "cpu_us": dict(sample.cpu_us), "details": dict(sample.details)}
+
+
+def figure(value: float) -> str:
+    """Write a value with the digits that mean something."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _spread(values: Sequence[float]) -> str:
     low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:{form}}\n({low:{form}} to {high:{form}})"
+    return f"{figure(middle)}\n({figure(low)} to {figure(high)})"
 
 
 def _cpu(samples: Sequence[Sample]) -> str:

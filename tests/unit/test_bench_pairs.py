@@ -43,16 +43,16 @@ def test_each_pair_is_told_as_it_ends() -> None:
     measure(row_of([3_000, 1], [1_000, 1], []), 2, told.append)
 
     assert told == [
-        "dispatch 1/2: 3,000/s against 1,000/s, ratio 3.00",
-        "dispatch 2/2: 1/s against 1/s, ratio 1.00",
+        "dispatch 1/2: 3,000 against 1,000 tasks/s, ratio 3.00",
+        "dispatch 2/2: 1.00 against 1.00 tasks/s, ratio 1.00",
     ]
 
 
 def test_the_file_keeps_every_run() -> None:
     found = json.loads(json.dumps(as_json([measured([1, 2], [2, 4])])))
 
-    assert [sample["per_s"] for sample in found[0]["ours"]] == [1, 2]
-    assert [sample["per_s"] for sample in found[0]["baselines"]] == [2, 4]
+    assert [sample["value"] for sample in found[0]["ours"]] == [1, 2]
+    assert [sample["value"] for sample in found[0]["baselines"]] == [2, 4]
     assert found[0]["ratio"] == 0.5
 
 
@@ -65,3 +65,10 @@ def test_a_peer_has_a_script_and_a_list_that_pins_everything_and_names_no_addres
     assert peers.script(name).is_file()
     assert name in {line.partition("==")[0] for line in wanted}
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in wanted)
+
+
+@pytest.mark.parametrize(("is_cost", "is_within"), [(False, [True, True, False]), (True, [False, True, True])])
+def test_a_smoke_wants_a_rate_above_its_limit_and_a_cost_below(is_cost: bool, is_within: list[bool]) -> None:
+    rows = [row_of([ours], [2], [])._replace(is_cost=is_cost, limit=1.0) for ours in (3, 2, 1)]
+
+    assert [measure(row, 1, lambda _: None).is_within_limit for row in rows] == is_within
