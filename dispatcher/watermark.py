@@ -16,11 +16,12 @@ generation has changed meanwhile, it is thrown away. A watermark that is too low
 """
 
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import structlog
 
-from taskyard.dispatcher.cell.contract import DispatcherCell, FleetView, Incarnation, Opening
+from taskyard.dispatcher.cell.contract import Batch, DispatcherCell, FleetView, Incarnation, Opening, Range
 from taskyard.dispatcher.clients import History
 from taskyard.dispatcher.kafka.history import Mark
 from taskyard.dispatcher.metrics import Metrics
@@ -83,10 +84,13 @@ class Watermark:
     async def _measure(self) -> Measured | None:
         """Measure; None if the cell has not begun, is being read again, or has another history by now."""
         opening = await self._cell.open(self._config)
-        # Of a replay only the former marks tell from when on outcomes must be read, if the cell is lost once more.
-        if not opening.is_begun or opening.is_replaying:
+        if not opening.is_begun:
             return None
         extents = await self._history.extents()
+        # Of a replay only the former marks tell from when on outcomes must be read, if the cell is lost once more.
+        if opening.replaying:
+            await self._end_replay({name: end for name, end in opening.replaying.items() if name not in extents})
+            return None
         applied = await self._cell.applied(list(extents))
         buckets = await self._view.unfinished()
         newest = await self._cell.newest_outgoing()
@@ -103,6 +107,15 @@ class Watermark:
         marks = {name: Mark(min(at, first.get(name, at)), since_ms) for name, at in stand.items()}
         behind = sum(at - marks[name].offset for name, at in stand.items())
         return Measured(opening, marks, now_ms - since_ms, behind, newest)
+
+    async def _end_replay(self, gone: Mapping[Incarnation, int]) -> None:
+        """Let the cell note that there is nothing left to read of topics that were deleted while they were replayed."""
+        applied = await self._cell.applied(list(gone))
+        ranges = [Range(name, applied[name], end) for name, end in gone.items() if applied.get(name, end) < end]
+        if ranges:
+            await self._cell.apply(Batch(tuple(ranges), (), (), ()))
+            log.error("replay_cut_short", partitions=[name for name, *_ in ranges],
+                      next="their topic was deleted while it was read again; its open tasks are lost")  # fmt: skip
 
     async def _settle(self, measured: Measured) -> None:
         """Store it once everything that had ended by then is published; until then it stays pending."""

@@ -1,6 +1,7 @@
 """What the recovery of a cell needs of it: how it begins, what has ended, and the old tasks that are kept elsewhere."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 Incarnation = str
@@ -16,12 +17,12 @@ CARRIED_AGE_MS = 60_000
 class Opening(NamedTuple):
     """generation: names the history. is_begun: False until `begin`: the cell is new, or has lost all it had.
 
-    is_replaying: Kafka is being read again after a total loss, up to what `begin` was told.
+    replaying: Kafka is being read again after a total loss, up to what `begin` was told; empty: it is not.
     """
 
     generation: str
     is_begun: bool
-    is_replaying: bool = False
+    replaying: Mapping[Incarnation, int] = MappingProxyType({})
 
 
 class OldTasks(NamedTuple):

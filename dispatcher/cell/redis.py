@@ -133,8 +133,9 @@ class RedisCell:
             await self._connection.load()
             self._loaded = run_id
         settings = [str(part) for pair in config._asdict().items() for part in pair]
-        generation, is_begun, is_replaying = await self._call("open", run_id, secrets.token_hex(8), *settings)
-        return Opening(generation.decode(), bool(is_begun), bool(is_replaying))
+        generation, is_begun, ends = await self._call("open", run_id, secrets.token_hex(8), *settings)
+        replaying = {name.decode(): int(end) for name, end in zip(ends[::2], ends[1::2], strict=True)}
+        return Opening(generation.decode(), bool(is_begun), replaying)
 
     async def remember(self, task_ids: Sequence[str]) -> int:
         """Note tasks that have ended, in a cell that has not begun."""

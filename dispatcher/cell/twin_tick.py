@@ -63,7 +63,7 @@ class TwinTick(TwinRecovery):
         for name, live in state.instances.items():
             live.headroom = self._headroom(name, live.capacity[SLOTS])
         state.generation = state.generation or f"{state.random.getrandbits(64):016x}"
-        return Opening(state.generation, state.is_begun, bool(state.replay))
+        return Opening(state.generation, state.is_begun, dict(state.replay))
 
     async def applied(self, partitions: Sequence[Incarnation]) -> dict[Incarnation, int]:
         """Tell up to which offset each partition has been applied; one that never was is absent."""

@@ -71,11 +71,11 @@ async def test_what_was_remembered_is_not_forgotten_before_the_replay_is_over(ne
     for _ in range(3):
         await new.cell.expire(limit=1)
 
-    assert (await new.cell.open(CellConfig(done_limit=2, headroom_permille=0))).is_replaying
+    assert (await new.cell.open(CellConfig(done_limit=2, headroom_permille=0))).replaying == {PARTITION: 3}
     assert await new.apply(*map(new.entry, "abx"), to=["i1"]) == "kk1"
 
     await new.cell.expire(limit=1)
-    assert not (await new.cell.open(CellConfig(done_limit=2, headroom_permille=0))).is_replaying
+    assert not (await new.cell.open(CellConfig(done_limit=2, headroom_permille=0))).replaying
     await new.finish("i1", await new.ending("x"))
     await new.cell.expire(limit=1)
     assert await new.view.find("a") is None

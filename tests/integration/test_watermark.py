@@ -8,6 +8,7 @@ import pytest
 from taskyard.dispatcher.cell.recovery import BUCKET_MS
 from taskyard.dispatcher.kafka.history import TopicHistory
 from taskyard.dispatcher.kafka.marks import read_offsets
+from taskyard.dispatcher.kafka.topics import check_topics
 from taskyard.dispatcher.metrics import Metrics
 from taskyard.dispatcher.service import Dispatcher, watermark_group
 from taskyard.dispatcher.settings import Settings
@@ -17,6 +18,7 @@ from tests.integration.recovery_kit import (
     finish_some,
     lose,
     publish_at,
+    recreate_topic,
     soon_lost,
 )
 from tests.integration.yard import Yard, count, task, until
@@ -101,6 +103,31 @@ async def test_one_that_was_measured_before_the_cell_was_lost_is_not_stored_afte
 
     assert (await _marks(yard))[0] == 0, "the outcome of the task was lost with the cell"
     await watermark.stop()
+
+
+async def test_a_replay_ends_although_its_topic_is_made_anew_meanwhile(
+    yard: Yard, history: TopicHistory, settings: Settings
+) -> None:
+    await check_topics(settings.kafka, yard.topics, settings.topics)
+    extents = await history.extents()
+    normal = next(n for n, e in extents.items() if (e.topic, e.partition) == (yard.topics.tasks["normal"], 0))
+    await yard.cell.open(settings.cell_config())
+    await yard.cell.begin(dict.fromkeys(extents, 0), until={normal: 3})
+    assert (await yard.cell.open(settings.cell_config())).replaying
+
+    await recreate_topic(yard, yard.topics.tasks["normal"])
+    await yard.dispatcher()
+
+    await until(lambda: _is_replayed(yard), what="the replay is over")
+    await publish_at(yard, task("new"), partition=0)
+    await yard.instance("i")
+    await until(lambda: count(yard, "i", 1), what="the new task is placed")
+    await yard.finish_all("i")
+    await until(lambda: _is_at(yard, 1, 0), what="the watermark moves")
+
+
+async def _is_replayed(yard: Yard) -> bool:
+    return not (await yard.cell.open(yard.settings.cell_config())).replaying
 
 
 async def _moved(yard: Yard, seen: set[tuple[tuple[int, int], ...]]) -> tuple[tuple[int, int], ...]:

@@ -4,7 +4,7 @@ import hashlib
 
 from taskyard.dispatcher.cell.connection import library
 
-PINNED = (7, "530b6b64d2b91bd5")
+PINNED = (8, "8d39560f4cc6ca6a")
 
 
 def test_a_changed_library_has_a_new_build_number() -> None:

@@ -229,7 +229,7 @@ end
 
 -- open: KEYS[1] root; ARGV run id of the server, a random name, then setting, value, ...
 -- Stores the settings. A server with another run id may have gone back in time: the generation becomes the random name.
--- reply: generation, 1 if the cell has begun, 1 if it is still being read again after a total loss
+-- reply: generation, 1 if the cell has begun, [partition, offset up to which it is read again after a total loss, ...]
 local function open(c, args)
   local generation = meta(c, 'generation')
   if not generation or meta(c, 'run_id') ~= args[1] then
@@ -243,7 +243,7 @@ local function open(c, args)
   end
   c.meta = nil
   if setting(c, 'headroom_permille') ~= before then set_headroom(c) end
-  return { generation, redis.call('HEXISTS', key(c, ':applied'), 'begun'), redis.call('EXISTS', key(c, ':replay')) }
+  return { generation, redis.call('HEXISTS', key(c, ':applied'), 'begun'), redis.call('HGETALL', key(c, ':replay')) }
 end
 
 -- begin: KEYS[1] root; ARGV generation (empty: whatever it is), number of partitions, (partition, offset)..., then
