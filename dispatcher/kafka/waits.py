@@ -11,6 +11,10 @@ from taskyard.schemas.errors import DependencyError
 
 T = TypeVar("T")
 
+# What aiokafka fails with where it takes for granted what a broker may not tell: that there is one, that a topic is
+# there. uvloop's word for a connection that has just been closed is a RuntimeError.
+_CLIENT_FAULTS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, asyncio.InvalidStateError)
+
 TIMEOUT_S = 10.0
 # A client whose broker answers stops within milliseconds; of one whose broker is away nothing more can be had.
 _STOP_TIMEOUT_S = 2.0
@@ -37,6 +41,8 @@ async def timed(wait: Awaitable[T], what: str, *, timeout_s: float = TIMEOUT_S) 
         raise DependencyError(f"Kafka did not {what} within {timeout_s:.0f} s; is it up? `taskyard doctor`") from error
     except (KafkaError, OSError) as error:
         raise DependencyError(f"cannot {what}: {error or type(error).__name__}") from error
+    except _CLIENT_FAULTS as error:
+        raise DependencyError(f"cannot {what}: {type(error).__name__} in the Kafka client: {error}") from error
 
 
 @contextlib.asynccontextmanager
