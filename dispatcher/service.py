@@ -101,10 +101,7 @@ class Dispatcher:
         settings, clients, cell, metrics, name = self.settings, self._clients, self._cell, self.metrics, self._name
         watermark_s = min(_RECOVERY_S, settings.recovery.watermark_ms / 1000)
         tick = Tick(cell, self._view, self._fleet, settings, metrics, name)
-        carry = Carry(
-            cell, self._view, clients.producer(), self._topics, metrics, name,
-            after_ms=settings.recovery.carry_after_ms,
-        )  # fmt: skip
+        carry = Carry(cell, self._view, self._history(), clients.producer(), settings, metrics, name)
         auditor = Auditor(
             cell, clients.audit, AuditMetrics(metrics.registry), name,
             round_ms=settings.audit.round_ms, is_mending=settings.audit.mend,
