@@ -256,7 +256,12 @@ class _PacedReading:
         if wanted == self._topics:
             await asyncio.sleep(max(0.0, self._not_before_s - time.monotonic()))
         self._topics, self._not_before_s = wanted, time.monotonic() + _METADATA_PAUSE_S
-        return await self._read(cluster, topics)
+        try:
+            return await self._read(cluster, topics)
+        except (
+            RuntimeError
+        ):  # uvloop's word for a connection that has just been closed: aiokafka's task would die of it
+            return False
 
 
 def _is_lost(error: BaseException) -> bool:

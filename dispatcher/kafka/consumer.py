@@ -1,15 +1,20 @@
 """Reading one topic as a member of a consumer group."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
+import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError
 
 from taskyard.dispatcher.kafka.topics import TopicState, describe_topics
 from taskyard.dispatcher.kafka.waits import TIMEOUT_S, stopped, timed
 from taskyard.schemas.errors import DependencyError
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
 
 Record = Any
 """aiokafka's ConsumerRecord: offset, timestamp (ms), key, value, headers."""
@@ -19,7 +24,9 @@ _POLL_INTERVAL_MS = 24 * 3_600_000
 _FETCH_WAIT_MS = 50
 # How soon partitions that were added are seen; aiokafka's own is 5 minutes.
 _METADATA_AGE_MS = 5_000
-_MAX_REFUSALS = 5
+# A client whose background tasks have died (aiokafka) raises for ever, or waits for ever: it is replaced.
+_MAX_FAILURES = 3
+_DEAF_S = 10.0
 
 
 class Unreadable(NamedTuple):
@@ -55,8 +62,11 @@ class TopicConsumer(ConsumerRebalanceListener):
         self._consumer: Any = None
         # Whether a record that cannot be decoded is being looked for.
         self._is_careful = False
-        # Reads in a row that raised: a consumer whose coordination has died raises for ever (aiokafka).
-        self._refusals = 0
+        # Calls in a row that raised.
+        self._failures = 0
+        # When the last record came, or was looked for in vain; and places where some were left then. Monotonic.
+        self._heard_s = 0.0
+        self._left: dict[TopicPartition, int] = {}
 
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:  # noqa: ARG002 - all of them
         """Tell the owner that nothing is assigned now: every rebalance is an eager one."""
@@ -74,7 +84,7 @@ class TopicConsumer(ConsumerRebalanceListener):
         self._consumer = AIOKafkaConsumer(bootstrap_servers=self._bootstrap, **self._settings)
         self._consumer.subscribe([self.topic], listener=self)
         await timed(self._consumer.start(), f"join a group on Kafka at {self._bootstrap}", timeout_s=3 * TIMEOUT_S)
-        self._refusals = 0
+        self._failures, self._heard_s, self._left = 0, time.monotonic(), {}
 
     async def describe(self) -> TopicState:
         """Ask for the topic's id. Raises DependencyError if it is missing."""
@@ -89,10 +99,13 @@ class TopicConsumer(ConsumerRebalanceListener):
         After one that the client cannot decode it raises DependencyError; once its partition was sought anew the record
         comes as Unreadable, and so does each behind it in its batch.
         """
-        if self._refusals >= _MAX_REFUSALS:
-            await self.start()
-        if self._is_careful:
-            return await self._poll_singly(records, timeout_ms)
+        await self._replace_if_dead()
+        found = await (self._poll_singly if self._is_careful else self._poll_all)(records, timeout_ms)
+        if found:
+            self._heard_s, self._left = time.monotonic(), {}
+        return found
+
+    async def _poll_all(self, records: int, timeout_ms: int) -> dict[int, list[Record]]:
         try:
             found = await self._getmany(records, timeout_ms)
         except ValueError as error:  # such as the name of a header that is not UTF-8
@@ -105,12 +118,12 @@ class TopicConsumer(ConsumerRebalanceListener):
         found: dict[int, list[Record]] = {}
         left, is_clean = records, True
         for place in self._consumer.assignment():
-            offset = await timed(self._consumer.position(place), "read a position")
+            offset = await self._asked(self._consumer.position(place), "read a position")
             while left > 0:
                 try:
                     rows = (await self._getmany(1, timeout_ms, place)).get(place, [])
                 except ValueError as error:
-                    is_clean, self._refusals = False, 0
+                    is_clean = False
                     rows = [Unreadable(offset, int(time.time() * 1000), str(error))]
                     self._consumer.seek(place, offset + 1)
                 if not rows:
@@ -121,14 +134,42 @@ class TopicConsumer(ConsumerRebalanceListener):
         return found
 
     async def _getmany(self, records: int, timeout_ms: int, *places: Any) -> dict[Any, list[Record]]:
-        self._refusals += 1
-        found = await timed(
+        return await self._asked(
             self._consumer.getmany(*places, timeout_ms=timeout_ms, max_records=records),
             "read records",
             timeout_s=timeout_ms / 1000 + 3 * TIMEOUT_S,
         )
-        self._refusals = 0
+
+    async def _asked(self, wait: Awaitable[T], what: str, *, timeout_s: float = TIMEOUT_S) -> T:
+        try:
+            found = await timed(wait, what, timeout_s=timeout_s)
+        except DependencyError:
+            self._failures += 1
+            raise
+        self._failures = 0
         return found
+
+    async def _replace_if_dead(self) -> None:
+        """Join the group with a new client if this one has failed too often, or does not read what is there."""
+        if self._failures >= _MAX_FAILURES or await self._is_deaf():
+            log.warning("consumer_replaced", topic=self.topic, failures=self._failures)
+            await self.start()
+
+    async def _is_deaf(self) -> bool:
+        """Whether records have been left unread at the same place twice in a row, without one having come between."""
+        if time.monotonic() - self._heard_s < _DEAF_S:
+            return False
+        self._heard_s = time.monotonic()
+        places = self._consumer.assignment()
+        if not places:
+            return False
+        ends: dict[TopicPartition, int] = await self._asked(self._consumer.end_offsets(places), "read end offsets")
+        before, self._left = self._left, {}
+        for place in places:
+            position = await self._asked(self._consumer.position(place), "read a position")
+            if position < ends[place]:
+                self._left[place] = position
+        return any(before.get(place) == position for place, position in self._left.items())
 
     def seek(self, offsets: Mapping[int, int]) -> None:
         """Read each of these partitions from its offset on. Raises DependencyError if one is not ours any more."""
@@ -140,14 +181,15 @@ class TopicConsumer(ConsumerRebalanceListener):
 
     async def beginnings(self, partitions: Iterable[int]) -> dict[int, int]:
         """Return the first offset that each partition still has."""
+        await self._replace_if_dead()
         wanted = [TopicPartition(self.topic, partition) for partition in partitions]
-        found = await timed(self._consumer.beginning_offsets(wanted), "read beginning offsets")
+        found = await self._asked(self._consumer.beginning_offsets(wanted), "read beginning offsets")
         return {partition.partition: offset for partition, offset in found.items()}
 
     async def ends(self, partitions: Iterable[int]) -> dict[int, int]:
         """Return the end of each partition. Asked anew: what reading has seen of it stands still while nobody reads."""
         wanted = [TopicPartition(self.topic, partition) for partition in partitions]
-        found: dict[Any, int] = await timed(self._consumer.end_offsets(wanted), "read end offsets")
+        found: dict[Any, int] = await self._asked(self._consumer.end_offsets(wanted), "read end offsets")
         return {partition.partition: offset for partition, offset in found.items()}
 
     async def commit(self, offsets: Mapping[int, int]) -> None:
