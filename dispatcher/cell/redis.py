@@ -97,7 +97,7 @@ class RedisCell:
 
     async def finish(self, instance: str, epoch: str, endings: Sequence[Ending]) -> Finished | Refused:
         """End attempts. Repeating it is harmless: an ending that has counted does not count again."""
-        heads = _pack([(e.task_id, e.stream_id, e.attempt, e.how, e.delay_ms) for e in endings])
+        heads = _pack([part for e in endings for part in (e.task_id, e.stream_id, e.attempt, e.how, e.delay_ms)])
         kind, *reply = await self._call("finish", instance, epoch, heads, *[e.detail for e in endings])
         if kind != b"ok":
             return _refused(kind)
@@ -178,7 +178,8 @@ class RedisCell:
         """Make a batch take effect, exactly once. Raises ValueError above MAX_BATCH tasks (a caller's bug)."""
         if len(batch.tasks) > MAX_BATCH:
             raise ValueError(f"{len(batch.tasks)} tasks in one batch; at most {MAX_BATCH}")
-        header = _pack((batch.ranges, batch.instances, batch.shapes, batch.parked_permille))
+        instances = list(chain.from_iterable(batch.instances))
+        header = _pack((batch.ranges, instances, batch.shapes, batch.parked_permille))
         choices = [0] * (4 * len(batch.tasks))
         for at, (shape, candidates, _) in enumerate(batch.tasks):
             choices[4 * at] = shape + 1

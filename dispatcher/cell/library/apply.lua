@@ -2,7 +2,7 @@
 --
 -- KEYS[1]  root
 -- ARGV[1]  MessagePack [ranges, instances, shapes, parked_permille]: ranges [[partition, start, end]...],
---          instances [[id, tag]...], shapes [text...]
+--          instances [id, tag...], shapes [text...]
 -- ARGV[2]  per task 4 x u16, little-endian: shape, candidate, candidate, candidate; from 1, 0 is none
 -- ARGV[3]  number of tasks n; then n entries in order of their keys; then any number of refused records
 -- reply    ok, one byte per task (1 2 3 candidate, o open set, p parked, k known, x dead: its deadline has passed),
@@ -12,6 +12,21 @@
 --          full, parked and later, parked_bytes, outbox   the park or the outbox is at its bound
 -- cost     4 to 5 us a task when placed on a candidate, one XADD each; all else is read and written once a call
 -- A task of a shape that has an earlier one parked is parked behind it; the candidates then pull.
+
+-- Set of the ids that the cell knows already: placed, parked, later, or finished not long ago.
+local function known_of(c, ids)
+  local known = {}
+  if #ids == 0 then return known end
+  local where = redis.call('HMGET', key(c, ':where'), unpack(ids))
+  local done0 = redis.call('HMGET', key(c, ':done0'), unpack(ids))
+  local done1 = redis.call('HMGET', key(c, ':done1'), unpack(ids))
+  for i = 1, #ids do
+    if where[i] or done0[i] or done1[i] then known[ids[i]] = true end
+  end
+  return known
+end
+
+do
 
 local FEW = 100 -- entries of the outbox that weigh little, whatever is in them
 
@@ -82,61 +97,50 @@ local function full(c, parked_permille)
   return nil
 end
 
--- Set of the ids that the cell knows already: placed, parked, later, or finished not long ago.
-local function known_of(c, ids)
-  local known = {}
-  if #ids == 0 then return known end
-  local where = redis.call('HMGET', key(c, ':where'), unpack(ids))
-  local done0 = redis.call('HMGET', key(c, ':done0'), unpack(ids))
-  local done1 = redis.call('HMGET', key(c, ':done1'), unpack(ids))
-  for i = 1, #ids do
-    if where[i] or done0[i] or done1[i] then known[ids[i]] = true end
-  end
-  return known
-end
-
 -- Read the vectors of all candidates at once. One whose tag is not the plan's is no candidate any more.
 local function candidates_of(c, instances)
   local names, valid = {}, {}
-  for i, pair in ipairs(instances) do names[i] = pair[1] end
+  for i = 1, #instances / 2 do names[i] = instances[2 * i - 1] end
   if #names == 0 then return names, valid end
-  local packed = redis.call('HMGET', key(c, ':free'), unpack(names))
-  for i, pair in ipairs(instances) do
-    local f = c.free[pair[1]] -- one table each, also if it is named twice
-    if f == nil then f = remember_free(c, pair[1], packed[i]) end
-    valid[i] = f and f[1] == struct.unpack('<I4', pair[2]) and f
+  local packed = call('HMGET', key(c, ':free'), unpack(names))
+  for i, name in ipairs(names) do
+    local f = c.free[name] -- one table each, also if it is named twice
+    if f == nil then f = remember_free(c, name, packed[i]) end
+    valid[i] = f and part_of(f[STORED], 1, 4) == instances[2 * i] and f
   end
   return names, valid
 end
 
-local VIA = { '1', '2', '3' }
+-- Of a task behind an earlier one of its shape: its candidates pull whichever is first.
+local function pulled_by(pullers, names, valid, n1, n2, n3)
+  if valid[n1] then pullers[names[n1]] = true end
+  if valid[n2] then pullers[names[n2]] = true end
+  if valid[n3] then pullers[names[n3]] = true end
+end
 
--- Place, or park, one task that the cell did not know. n1 n2 n3: its candidates in names, 0 none.
-local function place_new(c, entry, id, shape, names, valid, n1, n2, n3, pullers)
-  local order_key, deadline, arrived = struct.unpack('<ddd', entry, 5)
-  local bucket = bucket_of(c, arrived)
-  count_unfinished(c, bucket, 1)
-  if deadline > 0 and deadline < c.now then
-    dead(c, entry, read_head(entry), 'deadline', 'its deadline had passed when it arrived', '')
-    return 'x'
-  end
+-- Key of the first parked task of the shape, as far as this call knows; math.huge: there is none.
+local function head_of(c, shape)
   local head = shape.head
   if head == nil then
-    head = tonumber(redis.call('ZSCORE', key(c, ':heads:' .. shape.type), shape.text) or math.huge)
+    head = tonumber(call('ZSCORE', key(c, ':heads:' .. shape.type), shape.text) or math.huge)
     shape.head = head
   end
-  if head <= order_key then -- behind an earlier one; the candidates then pull whichever is first
-    if valid[n1] then pullers[names[n1]] = true end
-    if valid[n2] then pullers[names[n2]] = true end
-    if valid[n3] then pullers[names[n3]] = true end
+  return head
+end
+
+-- Place, or park, one task that the cell did not know. choice: the instances chosen for it, i of names, 0 none.
+local function place_new(c, entry, id, shape, order_key, bucket, names, valid, pullers, n1, n2, n3)
+  if (shape.head or head_of(c, shape)) <= order_key then
+    pulled_by(pullers, names, valid, n1, n2, n3)
   else
-    for n = 1, 3 do
-      local i = n == 1 and n1 or n == 2 and n2 or n3
+    local i, via = n1, '1'
+    for n = 2, 4 do
       local f = valid[i]
       if f and fits(c, names[i], f, shape) then
-        place(c, names[i], f, shape, entry, id, 1, VIA[n], bucket)
-        return VIA[n]
+        place(c, names[i], f, shape, entry, id, 1, via, bucket)
+        return via
       end
+      if n == 2 then i, via = n2, '2' else i, via = n3, '3' end
     end
     if not shape.is_full then
       local instance, f = any_open(c, shape)
@@ -148,8 +152,38 @@ local function place_new(c, entry, id, shape, names, valid, n1, n2, n3, pullers)
     end
     shape.head = order_key
   end
-  park(c, shape, entry, id, 1, order_key, deadline, bucket)
+  park(c, shape, entry, id, 1, order_key, unpack_bytes('<d', entry, 13), bucket)
   return 'p'
+end
+
+-- The results of n tasks, one byte each; entries begin at args[4].
+local function place_all(c, args, n, shapes, names, valid, pullers)
+  local ids, texts, keys, deadlines, arrived, results = {}, {}, {}, {}, {}, {}
+  for i = 1, n do
+    keys[i], deadlines[i], arrived[i], ids[i], texts[i] = unpack_bytes('<dddHc0Hc0', args[3 + i], 5)
+  end
+  local known, choices, now, buckets, born = known_of(c, ids), args[2], c.now, c.buckets, c.born
+  for i = 1, n do
+    local id, entry = ids[i], args[3 + i]
+    if known[id] then
+      results[i] = 'k'
+    else
+      known[id] = true
+      local s, s_high, a, a_high, b, b_high, d, d_high = byte(choices, 8 * i - 7, 8 * i)
+      local shape = shapes[s + 256 * s_high]
+      if shape.text ~= texts[i] then error('an entry of another shape than its task: ' .. texts[i]) end
+      local bucket = buckets[floor(arrived[i] / BUCKET_MS)] or bucket_of(c, arrived[i])
+      born[bucket] = (born[bucket] or 0) + 1
+      if deadlines[i] > 0 and deadlines[i] < now then
+        dead(c, entry, read_head(entry), 'deadline', 'its deadline had passed when it arrived', '')
+        results[i] = 'x'
+      else
+        results[i] = place_new(c, entry, id, shape, keys[i], bucket, names, valid, pullers,
+          a + 256 * a_high, b + 256 * b_high, d + 256 * d_high)
+      end
+    end
+  end
+  return table.concat(results)
 end
 
 local function apply(c, args)
@@ -157,30 +191,18 @@ local function apply(c, args)
   local ranges, shapes = header[1], header[3]
   local refused = fence(c, ranges) or full(c, header[4])
   if refused then return refused end
-  local n, ids, texts = tonumber(args[3]), {}, {}
-  for i = 1, n do ids[i], texts[i] = struct.unpack('<Hc0Hc0', args[3 + i], 29) end
-  local known = known_of(c, ids)
+  local n, pullers = tonumber(args[3]), {}
   local names, valid = candidates_of(c, header[2])
   for i = 1, #shapes do shapes[i] = shape_of(c, shapes[i]) end
-
-  local results, pullers = {}, {}
-  for i = 1, n do
-    local id = ids[i]
-    if known[id] then
-      results[i] = 'k'
-    else
-      known[id] = true
-      local s, n1, n2, n3 = struct.unpack('<HHHH', args[2], 8 * i - 7)
-      if shapes[s].text ~= texts[i] then error('an entry of another shape than its task: ' .. texts[i]) end
-      results[i] = place_new(c, args[3 + i], id, shapes[s], names, valid, n1, n2, n3, pullers)
-    end
-  end
+  local results = place_all(c, args, n, shapes, names, valid, pullers)
   for instance in pairs(pullers) do pull(c, instance, n, 's') end
   for i = 4 + n, #args do publish(c, 'p', args[i]) end
   local parked = c.parked_before + c.parked
   finish_call(c)
   move_on(c, ranges)
-  return { 'ok', table.concat(results), parked, c.outbox + c.published, c.now }
+  return { 'ok', results, parked, c.outbox + c.published, c.now }
 end
 
 redis.register_function('ty1_apply', atomic(apply))
+
+end

@@ -9,7 +9,7 @@ local function old(keys, args)
   local bucket, ids = tonumber(args[2]), {}
   local scanned = redis.call('HSCAN', key(c, ':where'), args[1], 'COUNT', args[3])
   for i = 1, #scanned[2], 2 do
-    if tonumber(string.match(scanned[2][i + 1], '^.|(.-)|')) < bucket then ids[#ids + 1] = scanned[2][i] end
+    if tonumber(string.match(scanned[2][i + 1], '^.|([^|]*)|')) < bucket then ids[#ids + 1] = scanned[2][i] end
   end
   local reply = { scanned[1] }
   if #ids == 0 then return reply end
@@ -27,7 +27,7 @@ local function entry_of(c, id, where)
     local row = redis.call('XRANGE', key(c, ':q:' .. at.instance), at.stream_id, at.stream_id)[1]
     return row and row[2][2] or ''
   end
-  local kind, point, shape_text = string.match(where or '', '^(.)|.-|(.-)|.-|(.*)$')
+  local kind, point, shape_text = string.match(where or '', '^(.)|[^|]*|([^|]*)|[^|]*|(.*)$')
   if kind == 'p' then return parked_entry(c, { text = shape_text }, point, id) or '' end
   return kind == 'l' and later_entry(c, point, id) or ''
 end
@@ -43,7 +43,7 @@ end
 
 -- Note a known task as carried. Returns whether it is.
 local function note_carried(c, id, where)
-  local bucket = string.match(where, '^.|(.-)|')
+  local bucket = string.match(where, '^.|([^|]*)|')
   if c.now - tonumber(bucket) * BUCKET_MS <= CARRIED_AGE_MS then return false end
   if redis.call('HEXISTS', key(c, ':carried'), id) == 0 then
     put(c, ':carried', id, bucket)
@@ -68,6 +68,7 @@ end
 -- restore: KEYS[1] root; ARGV entry... of carried tasks, for a cell that has not begun. One that is known is not placed
 -- again; one that has ended is told, so that its copy is deleted. reply: how many were placed or parked
 local function restore(c, args)
+  local restored = {}
   if #args == 0 or redis.call('HEXISTS', key(c, ':applied'), 'begun') == 1 then return 0 end
   local ids, count = {}, 0
   for i, entry in ipairs(args) do
@@ -79,13 +80,13 @@ local function restore(c, args)
   for i, entry in ipairs(args) do
     local id = ids[i]
     if not known[id] then
-      known[id] = true
+      known[id], restored[id] = true, true
       put(c, ':carried', id, bucket_of(c, read_head(entry).arrived))
       place_or_park(c, entry, 'c')
       count = count + 1
     elseif where[i] then
       note_carried(c, id, where[i])
-    elseif not c.where[id] then
+    elseif not restored[id] then
       publish(c, 'x', id)
     end
   end

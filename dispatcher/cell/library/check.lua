@@ -38,7 +38,7 @@ end
 local function spot_of(where)
   local at = queued(where)
   if at then return 'q|' .. at.stream_id .. '|' .. at.instance end
-  local kind, point, shape_text = string.match(where, '^([pl])|.-|(.-)|.-|(.*)$')
+  local kind, point, shape_text = string.match(where, '^([pl])|[^|]*|([^|]*)|[^|]*|(.*)$')
   return kind == 'p' and 'p|' .. point .. '|' .. shape_text or kind and 'l|' .. point
 end
 
@@ -75,7 +75,7 @@ local function is_there(c, id, where)
     local is_read, found_id = pcall(id_of, row[2][2])
     return is_read and found_id == id
   end
-  local kind, point, shape_text = string.match(where, '^([pl])|.-|(.-)|.-|(.*)$')
+  local kind, point, shape_text = string.match(where, '^([pl])|[^|]*|([^|]*)|[^|]*|(.*)$')
   if not kind then return false end
   local there = ids_at(c, key(c, kind == 'p' and ':park:' .. shape_text or ':later'), point)
   if there.ids[id] then return true end
@@ -197,7 +197,7 @@ end
 -- Changes with every change of the queue, the vector or the registration.
 function checks.mark(c, instance)
   local record, queue = checks.registered(c, instance), key(c, ':q:' .. instance)
-  local words = { record and record.epoch or '', redis.call('HGET', key(c, ':free'), instance) or '' }
+  local words = { FIRST, record and record.epoch or '', redis.call('HGET', key(c, ':free'), instance) or '' }
   if redis.call('EXISTS', queue) == 1 then
     local flat = redis.call('XINFO', 'STREAM', queue)
     for i = 1, #flat, 2 do
@@ -220,7 +220,7 @@ end
 function checks.list(c, instance, record, f)
   local is_open = f[2] == OPEN and f[FIRST] > 0
   for _, agent_type in ipairs(record.types) do checks.member(c, ':open:' .. agent_type, instance, is_open) end
-  c.before[instance] = is_open
+  f[WAS_OPEN] = is_open
 end
 
 function checks.member(c, suffix, name, is_member)
@@ -254,10 +254,10 @@ function checks.sums(c, instance, sums, mark)
     end
     if not f then
       mended[2] = checks.flag(c, instance)
-      c.free[instance], c.packed[instance] = mended, false
+      c.free[instance] = mended
     end
     checks.list(c, instance, record, mended)
-    c.dirty[instance] = true
+    touch(c, instance, mended)
   end
   if not f then found(c, 'vector', 'used', instance, at, '', 'it has none', mend) end
   if #wrong > 0 then found(c, 'used', 'used', instance, at, '', table.concat(wrong, '; '), mend) end

@@ -6,7 +6,7 @@ local MAX_ENDINGS = 4000 -- of one call: their entries are deleted at once, whic
 -- The place of a task, or nil: { bucket, via, stream_id, attempt, instance, shape } if it is on a queue.
 local function queued(where)
   if not where then return nil end
-  local bucket, via, stream_id, attempt, instance, shape = string.match(where, '^q|(.-)|(.-)|(.-)|(.-)|(.-)|(.*)$')
+  local bucket, via, stream_id, attempt, instance, shape = string.match(where, '^q|([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)|(.*)$')
   if not via then return nil end
   return { bucket = bucket, via = via, stream_id = stream_id, attempt = tonumber(attempt), instance = instance, shape = shape }
 end
@@ -36,7 +36,7 @@ end
 
 -- Take a task that is parked or waits for its retry out of there. False if it is in neither place.
 local function unplace(c, id, where)
-  local kind, at, shape_text = string.match(where, '^(.)|.-|(.-)|.-|(.*)$')
+  local kind, at, shape_text = string.match(where, '^(.)|[^|]*|([^|]*)|[^|]*|(.*)$')
   if kind == 'p' then
     local shape = shape_of(c, shape_text)
     local entry = parked_entry(c, shape, at, id)
@@ -72,20 +72,18 @@ local function delete_entries(c, instance, stream_ids)
   for _, row in ipairs(redis.call('XRANGE', queue, '-', '+')) do
     take(c, instance, f, shape_of(c, read_head(row[2][2]).shape))
   end
-  c.dirty[instance] = true
+  touch(c, instance, f)
   write_free(c)
   commit(c)
 end
 
 -- One ending that counts: the task leaves the queue and its reservation is given back. False if it is not there.
-local function end_attempt(c, instance, ending, detail, at)
-  local how = ending[4]
-  local queue = key(c, ':q:' .. instance)
+local function end_attempt(c, instance, id, stream_id, attempt, how, delay_ms, detail, bucket, shape)
   if how == 'succeeded' then
     publish(c, 'r', detail)
-    ended(c, ending[1], 's', instance, at.attempt, at.bucket)
+    ended(c, id, 's', instance, attempt, bucket)
   else
-    local row = redis.call('XRANGE', queue, ending[2], ending[2])[1]
+    local row = call('XRANGE', c.queue .. instance, stream_id, stream_id)[1]
     if not row then return false end -- its place says that it is here and it is not: for the auditor to tell
     local entry = row[2][2]
     if how == 'gave_up' then
@@ -95,10 +93,10 @@ local function end_attempt(c, instance, ending, detail, at)
     elseif how == 'unstarted' then
       again(c, entry, instance, detail, 0, false)
     else
-      again(c, entry, instance, detail, ending[5], true)
+      again(c, entry, instance, detail, delay_ms, true)
     end
   end
-  give(c, instance, shape_of(c, at.shape))
+  give(c, instance, shape_of(c, shape))
   return true
 end
 
@@ -109,7 +107,7 @@ local function end_wherever(c, id, where, instance, attempt, outcome)
   if where then was_at(c, id, where) end
   if where and not at and not unplace(c, id, where) then return false end
   if outcome then publish(c, 'r', outcome) end
-  ended(c, id, 's', instance, attempt, where and string.match(where, '^.|(.-)|'))
+  ended(c, id, 's', instance, attempt, where and string.match(where, '^.|([^|]*)|'))
   if at then give(c, at.instance, shape_of(c, at.shape)) end
   finish_call(c)
   if at then delete_entries(c, at.instance, { at.stream_id }) else commit(c) end
@@ -118,35 +116,44 @@ end
 
 -- A success counts although its entry is not here, if the task is not known at all or the attempt is its current one:
 -- the cell has gone back in time, or has given it to another. The first finish of an attempt wins, once.
-local function end_late(c, instance, ending, detail)
-  local id = ending[1]
-  if ending[4] ~= 'succeeded' or redis.call('HEXISTS', key(c, ':done0'), id) == 1
+local function end_late(c, instance, id, its_attempt, how, detail)
+  if how ~= 'succeeded' or redis.call('HEXISTS', key(c, ':done0'), id) == 1
     or redis.call('HEXISTS', key(c, ':done1'), id) == 1 then
     return false
   end
   local where = redis.call('HGET', key(c, ':where'), id)
   local at = queued(where)
-  local attempt = at and at.attempt or where and tonumber(string.match(where, '^.|.-|.-|(.-)|'))
-  if where and attempt ~= ending[3] then return false end
-  return end_wherever(c, id, where, instance, ending[3], detail)
+  local attempt = at and at.attempt or where and tonumber(string.match(where, '^.|[^|]*|[^|]*|([^|]*)|'))
+  if where and attempt ~= its_attempt then return false end
+  return end_wherever(c, id, where, instance, its_attempt, detail)
 end
 
 local HOWS = { succeeded = true, retry = true, gave_up = true, unstarted = true }
 
--- Workers may be of any make: what is no ending is refused before anything is written.
+-- Workers may be of any make: what is no ending is refused before anything is written. Returns how many there are.
 local function check_endings(endings, args)
-  if type(endings) ~= 'table' or #endings > MAX_ENDINGS then error('at most ' .. MAX_ENDINGS .. ' endings') end
-  for i, ending in ipairs(endings) do
-    local id, stream_id, attempt, how, delay_ms = unpack(type(ending) == 'table' and ending or {}, 1, 5)
-    local is_one = type(id) == 'string' and #id > 0 and type(stream_id) == 'string' and HOWS[how]
-      and type(delay_ms) == 'number' and args[3 + i]
-    if not is_one or type(attempt) ~= 'number' or attempt ~= math.floor(attempt) or attempt < 1 or attempt > 255 then
+  local count = type(endings) == 'table' and #endings / 5
+  if not count or count ~= floor(count) or count > MAX_ENDINGS then error('at most ' .. MAX_ENDINGS .. ' endings of five parts') end
+  for n = 1, count do
+    local id, stream_id, attempt, how, delay_ms = unpack(endings, 5 * n - 4, 5 * n)
+    if type(id) ~= 'string' or id == '' or type(stream_id) ~= 'string' or not HOWS[how] or type(delay_ms) ~= 'number'
+      or not args[3 + n] or type(attempt) ~= 'number' or attempt ~= floor(attempt) or attempt < 1 or attempt > 255 then
       error('an ending is id, stream id, attempt, how, delay_ms, and has a detail')
     end
   end
+  return count
 end
 
--- finish: KEYS[1] root; ARGV instance, epoch, MessagePack [[id, stream id, attempt, how, delay_ms]...], detail...
+-- If a place is this attempt on this instance: when its record arrived, and its shape. The parts are compared as they
+-- are written (move.lua, place), for to read them all costs five times as much.
+local function is_at(where, instance, stream_id, attempt)
+  local parts = '|' .. stream_id .. '|' .. text_of(attempt) .. '|' .. instance .. '|'
+  local first, last = string.find(where, parts, 1, true)
+  if not first or part_of(where, 1, 2) ~= 'q|' then return nil end
+  return part_of(where, 3, first - 3), part_of(where, last + 1)
+end
+
+-- finish: KEYS[1] root; ARGV instance, epoch, MessagePack [id, stream id, attempt, how, delay_ms, ...], detail...
 --        (details are apart: cmsgpack reads no binary strings)
 -- reply: ok, one byte per ending (1 counted, 0 gone: finished before, taken back or given to another), pulled
 --        | stale | unknown
@@ -155,28 +162,28 @@ local function finish(c, args)
   local instance = args[1]
   local refused = refusal(c, instance, args[2])
   if refused then return refused end
-  local endings, ids = cmsgpack.unpack(args[3]), {}
-  check_endings(endings, args)
-  if #endings == 0 then return { 'ok', '', 0 } end
-  for i, ending in ipairs(endings) do ids[i] = ending[1] end
-  local places = redis.call('HMGET', key(c, ':where'), unpack(ids))
+  local endings = cmsgpack.unpack(args[3])
+  local count, ids = check_endings(endings, args), {}
+  if count == 0 then return { 'ok', '', 0 } end
+  for n = 1, count do ids[n] = endings[5 * n - 4] end
+  local places = call('HMGET', key(c, ':where'), unpack(ids))
   local counted, gone, seen, late = {}, {}, {}, {}
-  for i, ending in ipairs(endings) do
-    local at = queued(places[i])
-    local is_ours = at and at.instance == instance and at.stream_id == ending[2] and at.attempt == ending[3]
-    if is_ours and not seen[ending[1]] then
-      undo(c, was_at, ending[1], places[i])
-      is_ours = end_attempt(c, instance, ending, args[3 + i], at)
-    else
-      is_ours = false
+  for n, id in ipairs(ids) do
+    local _, stream_id, attempt, how, delay_ms = unpack(endings, 5 * n - 4, 5 * n)
+    local bucket, shape
+    if places[n] and not seen[id] then bucket, shape = is_at(places[n], instance, stream_id, attempt) end
+    local is_ours = false
+    if bucket then
+      undo(c, was_at, id, places[n])
+      is_ours = end_attempt(c, instance, id, stream_id, attempt, how, delay_ms, args[3 + n], bucket, shape)
     end
     if is_ours then
-      seen[ending[1]] = true
-      gone[#gone + 1] = ending[2]
+      seen[id] = true
+      gone[#gone + 1] = stream_id
     else
-      late[#late + 1] = i
+      late[#late + 1] = n
     end
-    counted[i] = is_ours and '1' or '0'
+    counted[n] = is_ours and '1' or '0'
   end
   local pulled = 0
   if #gone > 0 then
@@ -184,8 +191,9 @@ local function finish(c, args)
     finish_call(c)
     delete_entries(c, instance, gone)
   end
-  for _, i in ipairs(late) do
-    if end_late(c, instance, endings[i], args[3 + i]) then counted[i] = '1' end
+  for _, n in ipairs(late) do
+    local id, _, attempt, how = unpack(endings, 5 * n - 4, 5 * n)
+    if end_late(c, instance, id, attempt, how, args[3 + n]) then counted[n] = '1' end
   end
   return { 'ok', table.concat(counted), pulled }
 end
@@ -205,7 +213,7 @@ local function adopt(c, instance, running, entry, head, where)
   local shape, f = shape_of(c, head.shape), free_of(c, instance)
   if head.id ~= id or head.attempt ~= attempt or not f or not has_room(f, shape) then return '' end
   if where then
-    local bucket, its_attempt = string.match(where, '^.|(.-)|.-|(.-)|')
+    local bucket, its_attempt = string.match(where, '^.|([^|]*)|[^|]*|([^|]*)|')
     -- Another record of the same id has another arrival: it stays, and with it what :unfinished counts.
     local is_same = bucket == bucket_of(c, head.arrived) and tonumber(its_attempt) == attempt
     if not is_same or not unplace(c, id, where) then return '' end
@@ -213,8 +221,7 @@ local function adopt(c, instance, running, entry, head, where)
   else
     count_unfinished(c, bucket_of(c, head.arrived), 1)
   end
-  place(c, instance, f, shape, entry, id, attempt, 'r', bucket_of(c, head.arrived))
-  return queued(c.where[id]).stream_id
+  return place(c, instance, f, shape, entry, id, attempt, 'r', bucket_of(c, head.arrived))
 end
 
 -- resync: KEYS[1] root; ARGV instance, epoch, MessagePack [[id, stream id, attempt]...], 1 if this is the last page,
@@ -238,15 +245,20 @@ local function resync(c, args)
     done0 = redis.call('HMGET', key(c, ':done0'), unpack(ids))
     done1 = redis.call('HMGET', key(c, ':done1'), unpack(ids))
   end
+  local adopted = {}
   for i, running in ipairs(tasks) do
-    local at = queued(c.where[running[1]] or places[i])
-    if at then
+    local at = queued(places[i])
+    if adopted[running[1]] then
+      reply[#reply + 1] = adopted[running[1]]
+    elseif at then
       local is_ours = at.instance == instance and at.attempt == running[3]
       reply[#reply + 1] = is_ours and at.stream_id or ''
     elseif done0[i] or done1[i] then
       reply[#reply + 1] = ''
     else
-      reply[#reply + 1] = adopt(c, instance, running, args[4 + i], heads[i], places[i])
+      local stream_id = adopt(c, instance, running, args[4 + i], heads[i], places[i])
+      if stream_id ~= '' then adopted[running[1]] = stream_id end
+      reply[#reply + 1] = stream_id
     end
   end
   if args[4] == '1' and redis.call('HGET', key(c, ':closed'), instance) == RESUMING then reopen(c, instance) end

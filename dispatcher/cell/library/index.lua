@@ -40,7 +40,7 @@ local function check_flag(c, instance, record, f)
     found(c, 'flag', 'instance', instance, '', '', (names[f[2]] or f[2]) .. ', must be ' .. names[flag], function()
       f[2] = flag
       checks.list(c, instance, record, f)
-      c.dirty[instance] = true
+      touch(c, instance, f)
     end)
   end
   local is_open, wrong = f[2] == OPEN and f[FIRST] > 0, {}
@@ -72,7 +72,7 @@ function checks.instance(c, instance)
   if f[1] ~= tag or f[3] ~= headroom then
     found(c, 'vector', 'instance', instance, '', '', 'its tag or headroom is not of its registration', function()
       f[1], f[3] = tag, headroom
-      c.dirty[instance] = true
+      touch(c, instance, f)
     end)
   end
   check_flag(c, instance, record, f)
@@ -140,7 +140,7 @@ function checks.hold(c, shape_text, instance)
     if not record or not f or f[2] ~= HELD then return end
     f[2] = OPEN
     checks.list(c, instance, record, f)
-    c.dirty[instance] = true
+    touch(c, instance, f)
   end)
 end
 

@@ -47,14 +47,20 @@ local RESUMING = 'resuming' -- why one is closed that has not told yet what it r
 -- renewed between two pages, it would stay closed for good with half of its queue.
 local LEAVING = 'its entries are being taken back'
 
+-- Looked up once a call, not in each of some hundred thousand uses a second; while the library is loaded there are none.
+local call, unpack_bytes, byte, part_of, floor
+
 local function begin(keys)
+  call, unpack_bytes, byte, part_of, floor = redis.call, struct.unpack, string.byte, string.sub, math.floor
   local time = redis.call('TIME')
   return {
     root = keys[1],
+    out = keys[1] .. ':out',
+    queue = keys[1] .. ':q:', -- and the instance: the key of its queue
     now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000),
     usec = tonumber(time[2]),
-    free = {}, packed = {}, before = {}, dirty = {}, inst = {}, held = {}, shapes = {}, buckets = {},
-    where = {}, forget = {}, done = {}, born = {}, parked = 0, parked_bytes = 0, later = 0,
+    free = {}, dirty = {}, inst = {}, held = {}, shapes = {}, buckets = {},
+    places = {}, forget = {}, done = {}, born = {}, parked = 0, parked_bytes = 0, later = 0,
     published = 0, undo = {}, undo_size = 0, queued = {}, placed = {}, forgotten = {}, was = {},
     reindex = {},
   }
@@ -138,7 +144,12 @@ end
 
 -- What has been written stays.
 local function commit(c)
-  c.undo_size, c.queued, c.placed, c.forgotten, c.was, c.reindex = 0, {}, {}, {}, {}, {}
+  c.undo_size = 0
+  if c.queued[1] then c.queued = {} end
+  if c.placed[1] then c.placed = {} end
+  if c.forgotten[1] then c.forgotten = {} end
+  if next(c.was) then c.was = {} end
+  if next(c.reindex) then c.reindex = {} end
 end
 
 -- What a task's place was before this call; of several told, the first.

@@ -24,7 +24,7 @@ local function set_flag(c, instance, flag)
     if shape then release(c, shape, instance) end
   end
   f[2] = flag
-  c.dirty[instance] = true
+  touch(c, instance, f)
 end
 
 -- Nothing is left on the instance: forget it.
@@ -33,7 +33,7 @@ local function forget_instance(c, instance)
   for _, suffix in ipairs({ ':free', ':closed', ':recalled', ':report', ':inst' }) do drop(c, suffix, instance) end
   score(c, ':lease', instance, nil)
   redis.call('DEL', key(c, ':q:' .. instance))
-  c.inst[instance], c.free[instance], c.packed[instance], c.dirty[instance] = nil, nil, nil, nil
+  c.inst[instance], c.free[instance] = nil, nil
 end
 
 -- An entry goes from the instance's queue to its next place; the caller deletes it from there.
@@ -130,7 +130,7 @@ local function vector_of(c, instance, epoch, capacity)
   end
   if c.res_count + added > MAX_RESOURCES then error('more than ' .. MAX_RESOURCES .. ' resource names in this cell') end
   table.sort(names)
-  local f = { (struct.unpack('<I4', epoch)), OPEN, headroom_of(c, instance, capacity.slots) }
+  local f = { (struct.unpack('<I4', epoch)), OPEN, headroom_of(c, instance, capacity.slots), false, false, false }
   for _, name in ipairs(names) do f[FIRST - 1 + resource_index(c, name, true)] = capacity[name] end
   for index = 1, c.res_count do f[FIRST - 1 + index] = f[FIRST - 1 + index] or 0 end
   return f
@@ -158,7 +158,8 @@ local function register(c, args)
   score(c, ':lease', instance, number(c.now + offered[5]))
   for _, agent_type in ipairs(types) do add(c, ':serving', agent_type, 1) end
   c.inst[instance] = { epoch = epoch, types = types, capacity = capacity, labels = offered[4], lease_ms = offered[5] }
-  c.free[instance], c.packed[instance], c.before[instance], c.dirty[instance] = f, false, false, true
+  c.free[instance] = f
+  touch(c, instance, f)
   if args[3] == '1' then
     put(c, ':closed', instance, RESUMING)
     set_flag(c, instance, CLOSED)

@@ -2,11 +2,28 @@
 
 local MAX_SHAPES_SCANNED = 32 -- heads of one agent type that one pull looks at
 local OPEN_TRIES = 8 -- members of an open set that one placement tries
+local TEXTS = {} -- of numbers of attempts, kept between calls: to write one costs more than to look it up
 local MAX_UNSTARTED = 3 -- how often a task may come back unstarted for free
+
+local function text_of(attempt)
+  local text = TEXTS[attempt]
+  if not text then
+    text = tostring(attempt)
+    TEXTS[attempt] = text
+  end
+  return text
+end
+
+-- Where a task is from now on; of several places told in one call the last one counts.
+local function put_place(c, id, text)
+  local places = c.places
+  local n = #places
+  places[n + 1], places[n + 2] = id, text
+end
 
 -- When the record of an entry arrived, as :where tells it.
 local function bucket_of(c, arrived)
-  local bucket = math.floor(arrived / BUCKET_MS)
+  local bucket = floor(arrived / BUCKET_MS)
   local text = c.buckets[bucket]
   if not text then
     text = string.format('%d', bucket)
@@ -39,7 +56,7 @@ local function park(c, shape, entry, id, attempt, order_key, deadline, bucket)
     undo(c, 'ZREM', key(c, ':deadlines'), id)
     redis.call('ZADD', key(c, ':deadlines'), number(deadline), id)
   end
-  c.where[id] = parked_text(bucket, order_key, attempt, shape.text)
+  put_place(c, id, parked_text(bucket, order_key, attempt, shape.text))
   c.parked = c.parked + 1
   c.parked_bytes = c.parked_bytes + #entry
 end
@@ -52,18 +69,22 @@ local function release(c, shape_text, instance)
   local f = free_of(c, instance)
   if f and f[2] == HELD then
     f[2] = OPEN
-    c.dirty[instance] = true
+    touch(c, instance, f)
   end
 end
 
+-- Put an entry on an instance's queue. Returns its stream id.
 local function place(c, instance, f, shape, entry, id, attempt, via, bucket)
   take(c, instance, f, shape)
-  local queue, added = key(c, ':q:' .. instance), c.queued
-  local stream_id = redis.call('XADD', queue, '*', 'e', entry)
-  added[#added + 1] = queue -- its undo, without a call: this is done for every task
-  added[#added + 1] = stream_id
-  c.where[id] = 'q|' .. bucket .. '|' .. via .. '|' .. stream_id .. '|' .. attempt .. '|' .. instance .. '|' .. shape.text
+  local queue, added, places = c.queue .. instance, c.queued, c.places
+  local stream_id = call('XADD', queue, '*', 'e', entry)
+  -- Its undo and its place, without further calls: this is done for every task.
+  local n, m = #added, #places
+  added[n + 1], added[n + 2], places[m + 1] = queue, stream_id, id
+  places[m + 2] = 'q|' .. bucket .. '|' .. via .. '|' .. stream_id .. '|' .. (TEXTS[attempt] or text_of(attempt)) .. '|'
+    .. instance .. '|' .. shape.text
   if f[2] == HELD then release(c, held_for(c, instance), instance) end -- it has served, or resync knows better
+  return stream_id
 end
 
 -- Keep the index of heads true to the park of a shape. Returns whether anything is left in it.
@@ -109,14 +130,21 @@ end
 
 local function publish(c, ...)
   c.published = c.published + 1
-  undo(c, 'XDEL', key(c, ':out'), (redis.call('XADD', key(c, ':out'), '*', ...)))
+  undo(c, 'XDEL', c.out, (call('XADD', c.out, '*', ...)))
+end
+
+local function now_text(c)
+  if not c.now_text then c.now_text = string.format('%.0f', c.now) end
+  return c.now_text
 end
 
 -- A task is unfinished no more. bucket: when it arrived, nil if it was never counted.
 local function ended(c, id, how, instance, attempt, bucket)
   c.forget[#c.forget + 1] = id
-  c.where[id] = nil
-  c.done[id] = how .. '|' .. instance .. '|' .. attempt .. '|' .. string.format('%.0f', c.now)
+  local done = c.done
+  local n = #done
+  done[n + 1] = id
+  done[n + 2] = how .. '|' .. instance .. '|' .. attempt .. '|' .. now_text(c)
   if not bucket then return end
   if c.now - tonumber(bucket) * BUCKET_MS > CARRIED_AGE_MS and drop(c, ':carried', id) then
     publish(c, 'x', id)
@@ -199,20 +227,35 @@ local function best_of_type(c, instance, f, agent_type)
   return nil
 end
 
+-- Of some agent types those that have parked tasks.
+local function waiting_of(c, types)
+  if #types == 1 then return types end -- its heads tell as soon
+  local waiting = {}
+  for i, is_waiting in ipairs(call('SMISMEMBER', key(c, ':waiting'), unpack(types))) do
+    if is_waiting == 1 then waiting[#waiting + 1] = types[i] end
+  end
+  return waiting
+end
+
 -- Fill the instance's free capacity with the best parked tasks of all its types; takes at most `limit` out of the
--- park. Returns how many came.
+-- park. Returns how many came. The best of a type stays the best until it is taken, or fits no more.
 local function pull(c, instance, limit, via)
-  local record = instance_of(c, instance)
-  local f = free_of(c, instance)
-  local pulled, taken = 0, 0
-  while record and f and f[2] ~= CLOSED and f[FIRST] > 0 and taken < limit do
-    local best, best_key
-    for _, agent_type in ipairs(record.types) do
-      local shape, order_key = best_of_type(c, instance, f, agent_type)
-      if shape and (not best or order_key < best_key) then best, best_key = shape, order_key end
+  local record, f = instance_of(c, instance), free_of(c, instance)
+  if not record or not f or f[2] == CLOSED or f[FIRST] <= 0 then return 0 end
+  local types, shapes, keys, pulled, taken, flag = waiting_of(c, record.types), {}, {}, 0, 0, f[2]
+  while f[2] ~= CLOSED and f[FIRST] > 0 and taken < limit do
+    if f[2] ~= flag then shapes, flag = {}, f[2] end -- held no more: others fit now
+    local best
+    for i, agent_type in ipairs(types) do
+      if shapes[i] == nil or shapes[i] and not fits(c, instance, f, shapes[i]) then
+        local shape, order_key = best_of_type(c, instance, f, agent_type)
+        shapes[i], keys[i] = shape or false, order_key
+      end
+      if shapes[i] and (not best or keys[i] < keys[best]) then best = i end
     end
     if not best then break end
-    pulled, taken = pulled + pop(c, instance, f, best, via), taken + 1
+    pulled, taken = pulled + pop(c, instance, f, shapes[best], via), taken + 1
+    shapes[best] = nil
   end
   return pulled
 end
@@ -233,25 +276,18 @@ end
 -- The last writes of every function that moves tasks: vectors, places, memory of finished ids, counters.
 local function finish_call(c)
   write_free(c)
-  local places, done = {}, {}
-  for id, text in pairs(c.where) do
-    places[#places + 1] = id
-    places[#places + 1] = text
-  end
-  for id, text in pairs(c.done) do
-    done[#done + 1] = id
-    done[#done + 1] = text
-  end
-  c.placed, c.forgotten = places, c.forget
-  in_chunks('HSET', key(c, ':where'), places, 4000)
+  c.placed, c.forgotten = c.places, c.forget
+  in_chunks('HSET', key(c, ':where'), c.places, 4000)
   in_chunks('HDEL', key(c, ':where'), c.forget, 4000)
-  undo(c, restore_fields, ':done0', done, {})
-  in_chunks('HSET', key(c, ':done0'), done, 4000)
+  if c.done[1] then
+    undo(c, restore_fields, ':done0', c.done, {})
+    in_chunks('HSET', key(c, ':done0'), c.done, 4000)
+  end
   add(c, ':stats', 'parked', c.parked)
   add(c, ':stats', 'parked_bytes', c.parked_bytes)
   add(c, ':stats', 'later', c.later)
   for bucket, by in pairs(c.born) do add(c, ':unfinished', bucket, by) end
-  c.where, c.forget, c.done, c.born, c.parked, c.parked_bytes, c.later = {}, {}, {}, {}, 0, 0, 0
+  c.places, c.forget, c.done, c.born, c.parked, c.parked_bytes, c.later = {}, {}, {}, {}, 0, 0, 0
 end
 
 local function take_back_write(c, command, a, b, d)
@@ -323,6 +359,6 @@ local function again(c, entry, instance, reason, delay_ms, started)
   if delay_ms < 0 then delay_ms = backoff_ms(c, head) end
   undo(c, 'ZREM', key(c, ':later'), next_entry)
   redis.call('ZADD', key(c, ':later'), number(c.now + delay_ms), next_entry)
-  c.where[head.id] = later_text(bucket_of(c, head.arrived), c.now + delay_ms, head.attempt, head.shape)
+  put_place(c, head.id, later_text(bucket_of(c, head.arrived), c.now + delay_ms, head.attempt, head.shape))
   c.later = c.later + 1
 end

@@ -154,9 +154,9 @@ local function expire(c, args)
   rotate_done(c)
   local late = redis.call('ZRANGEBYSCORE', key(c, ':deadlines'), '-inf', '(' .. number(c.now), 'LIMIT', 0, limit)
   for _, id in ipairs(late) do
-    if count < limit and not c.done[id] then
+    if count < limit and redis.call('ZSCORE', key(c, ':deadlines'), id) then -- not ended with an earlier one
       local where = redis.call('HGET', key(c, ':where'), id)
-      local at, shape_text = string.match(where or '', '^p|.-|(.-)|.-|(.*)$')
+      local at, shape_text = string.match(where or '', '^p|[^|]*|([^|]*)|[^|]*|(.*)$')
       local ended, is_all = 0, true
       if at then ended, is_all = expire_late(c, shape_of(c, shape_text), at, limit - count) end
       count = count + ended
@@ -196,7 +196,7 @@ local function hold(c, args)
   put(c, ':held', instance, shape_text)
   c.held[instance] = shape_text
   f[2] = HELD
-  c.dirty[instance] = true
+  touch(c, instance, f)
   pull(c, instance, 1, 's')
   finish_call(c)
   return 1
@@ -222,7 +222,7 @@ local function set_headroom(c)
   for i = 1, #flat, 2 do
     local f = remember_free(c, flat[i], flat[i + 1])
     f[3] = headroom_of(c, flat[i], instance_of(c, flat[i]).capacity.slots)
-    c.dirty[flat[i]] = true
+    touch(c, flat[i], f)
   end
   write_free(c)
 end

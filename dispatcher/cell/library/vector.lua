@@ -3,8 +3,12 @@
 -- flag: 0 open, 1 closed (cordoned or leaving), 2 held for one shape.
 -- headroom: slots that only critical tasks may take.
 
+-- Unpacked: { tag, flag, headroom, whether it was open when it was read, how it is stored (false: not at all), whether
+-- it has changed since, free... }: one table each, for up to 3,000 of them are read in one call.
+
 local OPEN, CLOSED, HELD = 0, 1, 2
-local FIRST = 4 -- position of the first resource, slots, in an unpacked vector
+local WAS_OPEN, STORED, CHANGED = 4, 5, 6
+local FIRST = 7 -- position of the first resource, slots, in an unpacked vector
 
 -- struct formats by number of resources; kept between calls, since making one costs as much as using it.
 local FORMATS = {}
@@ -19,24 +23,24 @@ local function vector_format(size)
 end
 
 local function unpack_free(packed)
-  local f = { struct.unpack(vector_format((#packed - 7) / 4), packed) }
-  f[#f] = nil -- the position after the last value
+  local size = (#packed - 7) / 4
+  if size == 1 then
+    local tag, flag, headroom, slots = struct.unpack('<I4BHi4', packed)
+    return { tag, flag, headroom, flag == OPEN and slots > 0, packed, false, slots }
+  end
+  local values = { struct.unpack(vector_format(size), packed) }
+  local f = { values[1], values[2], values[3], values[2] == OPEN and values[4] > 0, packed, false }
+  for i = 1, size do f[FIRST - 1 + i] = values[3 + i] end
   return f
 end
 
 local function pack_free(f)
-  return struct.pack(vector_format(#f - FIRST + 1), unpack(f))
+  return struct.pack(vector_format(#f - FIRST + 1), f[1], f[2], f[3], unpack(f, FIRST))
 end
 
 local function remember_free(c, instance, packed)
-  c.packed[instance] = packed
-  if not packed then
-    c.free[instance] = false
-    return false
-  end
-  local f = unpack_free(packed)
+  local f = packed and unpack_free(packed)
   c.free[instance] = f
-  c.before[instance] = f[2] == OPEN and f[FIRST] > 0
   return f
 end
 
@@ -44,6 +48,13 @@ local function free_of(c, instance)
   local f = c.free[instance]
   if f == nil then f = remember_free(c, instance, redis.call('HGET', key(c, ':free'), instance)) end
   return f
+end
+
+-- A vector has changed: `write_free` writes it.
+local function touch(c, instance, f)
+  if f[CHANGED] then return end
+  f[CHANGED] = true
+  c.dirty[#c.dirty + 1] = instance
 end
 
 local function resource_index(c, name, may_add)
@@ -67,25 +78,54 @@ local function resource_index(c, name, may_add)
   return index
 end
 
+-- What a text says, kept between calls: to read a registration or a shape costs as much as a command. The text says it
+-- all, so what is kept is never out of date. Nobody changes what is in it.
+local kept
+do
+  local MAX_KEPT, all, count = 4000, {}, 0
+  kept = function(read, text)
+    local texts = all[read]
+    local found = texts and texts[text]
+    if found then return found end
+    found = read(text)
+    if count >= MAX_KEPT then all, count, texts = {}, 0, nil end
+    if not texts then
+      texts = {}
+      all[read] = texts
+    end
+    texts[text], count = found, count + 1
+    return found
+  end
+end
+
 -- A shape is lane|type|name=units,...|label=value,...; lane c may use headroom. An undeclared resource gets an index
 -- that no vector has. needs: flat position, units, position, units, ...; slots apart, because every shape has them.
-local function shape_of(c, text)
-  local shape = c.shapes[text]
-  if shape then return shape end
-  local lane, agent_type, needs, labels = string.match(text, '^(.)|([^|]*)|([^|]*)|(.*)$')
-  if not lane or not pairs_of(needs).slots then error('shape is not lane|type|needs|labels: ' .. text) end
-  shape = { text = text, critical = lane == 'c', type = agent_type, slots = 1, needs = {} }
-  for name, units in pairs(pairs_of(needs)) do
-    if name == 'slots' then
-      shape.slots = tonumber(units)
-    elseif tonumber(units) > 0 then -- nothing of a resource is no need: a vector may be older than the resource
-      shape.needs[#shape.needs + 1] = FIRST - 1 + (resource_index(c, name, false) or 1000)
-      shape.needs[#shape.needs + 1] = tonumber(units)
+local shape_of
+do
+  local function read_shape(text)
+    local lane, agent_type, needs, labels = string.match(text, '^(.)|([^|]*)|([^|]*)|(.*)$')
+    needs = lane and pairs_of(needs) or {}
+    if not needs.slots then error('shape is not lane|type|needs|labels: ' .. text) end
+    local found = { critical = lane == 'c', type = agent_type, slots = tonumber(needs.slots), units = {} }
+    for name, units in pairs(needs) do -- nothing of a resource is no need: a vector may be older than the resource
+      if name ~= 'slots' and tonumber(units) > 0 then found.units[name] = tonumber(units) end
     end
+    if labels ~= '' then found.labels = pairs_of(labels) end
+    return found
   end
-  if labels ~= '' then shape.labels = pairs_of(labels) end
-  c.shapes[text] = shape
-  return shape
+
+  shape_of = function(c, text)
+    local shape = c.shapes[text]
+    if shape then return shape end
+    local read, needs = kept(read_shape, text), {}
+    for name, units in pairs(read.units) do
+      needs[#needs + 1] = FIRST - 1 + (resource_index(c, name, false) or 1000)
+      needs[#needs + 1] = units
+    end
+    shape = { text = text, critical = read.critical, type = read.type, slots = read.slots, needs = needs, labels = read.labels }
+    c.shapes[text] = shape
+    return shape
+  end
 end
 
 local function held_for(c, instance)
@@ -112,7 +152,7 @@ local function take(c, instance, f, shape)
   local needs = shape.needs
   f[FIRST] = f[FIRST] - shape.slots
   for i = 1, #needs, 2 do f[needs[i]] = f[needs[i]] - needs[i + 1] end
-  c.dirty[instance] = true
+  if not f[CHANGED] then touch(c, instance, f) end
 end
 
 local function give(c, instance, shape)
@@ -122,21 +162,25 @@ local function give(c, instance, shape)
   for i = 1, #needs, 2 do
     if f[needs[i]] then f[needs[i]] = f[needs[i]] + needs[i + 1] end
   end
-  c.dirty[instance] = true
+  touch(c, instance, f)
 end
 
-local function instance_of(c, instance)
-  local record = c.inst[instance]
-  if record == nil then
-    local packed = redis.call('HGET', key(c, ':inst'), instance)
-    record = false
-    if packed then
-      local r = cmsgpack.unpack(string.sub(packed, 9))
-      record = { epoch = r[1], types = r[2], capacity = r[3], labels = r[4], lease_ms = r[5] }
-    end
-    c.inst[instance] = record
+local instance_of
+do
+  local function read_record(packed)
+    local r = cmsgpack.unpack(part_of(packed, 9))
+    return { epoch = r[1], types = r[2], capacity = r[3], labels = r[4], lease_ms = r[5] }
   end
-  return record
+
+  instance_of = function(c, instance)
+    local record = c.inst[instance]
+    if record == nil then
+      local packed = call('HGET', key(c, ':inst'), instance)
+      record = packed and kept(read_record, packed)
+      c.inst[instance] = record
+    end
+    return record
+  end
 end
 
 -- nil if `epoch` is the instance's current one, else the reply that refuses the caller.
@@ -168,23 +212,39 @@ local function list_open(c, instance, is_open)
       redis.call('SREM', members, instance)
     end
   end
-  c.before[instance] = is_open
+end
+
+-- Undo of the vectors that were written. before: as they were stored, in the same order, false where there was none.
+local function restore_free(c, written, before)
+  local values, gone = {}, {}
+  for i, packed in ipairs(before) do
+    local instance = written[2 * i - 1]
+    if packed then
+      values[#values + 1] = instance
+      values[#values + 1] = packed
+    else
+      gone[#gone + 1] = instance
+    end
+  end
+  in_chunks('HSET', key(c, ':free'), values, 4000)
+  in_chunks('HDEL', key(c, ':free'), gone, 4000)
 end
 
 -- Write back every changed vector with one HSET, and keep the open sets true to them.
 local function write_free(c)
-  local values, before = {}, {}
-  for instance in pairs(c.dirty) do
-    local f = c.free[instance] -- never false: nothing is taken from or given to an instance without a vector
-    local packed = pack_free(f)
-    before[instance] = c.packed[instance]
-    c.packed[instance] = packed
-    values[#values + 1] = instance
-    values[#values + 1] = packed
-    local is_open = f[2] == OPEN and f[FIRST] > 0
-    if is_open ~= c.before[instance] then list_open(c, instance, is_open) end
+  local values, before, n = {}, {}, 0
+  for _, instance in ipairs(c.dirty) do
+    local f = c.free[instance]
+    if f and f[CHANGED] then -- not forgotten since, nor listed twice
+      local packed, is_open = pack_free(f), f[2] == OPEN and f[FIRST] > 0
+      n = n + 1
+      values[2 * n - 1], values[2 * n], before[n] = instance, packed, f[STORED]
+      if is_open ~= f[WAS_OPEN] then list_open(c, instance, is_open) end
+      f[WAS_OPEN], f[STORED], f[CHANGED] = is_open, packed, false
+    end
   end
-  undo(c, restore_fields, ':free', values, before)
-  in_chunks('HSET', key(c, ':free'), values, 4000)
   c.dirty = {}
+  if n == 0 then return end
+  undo(c, restore_free, values, before)
+  in_chunks('HSET', key(c, ':free'), values, 4000)
 end
