@@ -1,5 +1,8 @@
 """Faults of the network: slow, cut, half-open, silent, replies lost."""
 
+import contextlib
+from collections.abc import Generator
+
 from tests.fault.fleet import LEASE_MS, Fleet
 from tests.fault.proxy import Proxy
 
@@ -30,10 +33,10 @@ def _all_faults(system: Fleet, proxy: Proxy, name: str) -> None:
         proxy.lose_replies()
         system.flow(0.5)
         proxy.cut()
-    with system.disturbance(f"{name} half-open"):
+    with system.disturbance(f"{name} half-open"), _lost_by_all(system, name):
         proxy.half_open()
         system.flow(_SILENT_S)
-    with system.disturbance(f"{name} silent"):
+    with system.disturbance(f"{name} silent"), _lost_by_all(system, name):
         proxy.swallow(is_on=True)
         system.flow(_SILENT_S)
         proxy.swallow(is_on=False)
@@ -41,6 +44,15 @@ def _all_faults(system: Fleet, proxy: Proxy, name: str) -> None:
         proxy.refuse()
         system.flow(1.0)
         proxy.accept()
+
+
+@contextlib.contextmanager
+def _lost_by_all(system: Fleet, name: str) -> Generator[None]:
+    """Without Valkey for longer than their leases, all workers are as lost as one that is cut off alone."""
+    with contextlib.ExitStack() as stack:
+        for worker in system.workers if name == "valkey" else ():
+            stack.enter_context(system.lost(worker, f"{name} away"))
+        yield
 
 
 def worker_cut_off(system: Fleet) -> None:

@@ -209,13 +209,15 @@ class Ledger:
             return
         if site is None or site.epoch != epoch:
             self._report("4 epoch", f"{instance} finished with the epoch {epoch}, current: {site and site.epoch}")
-        for ending, is_counted in zip(endings, end.accepted, strict=True):
-            if is_counted:
-                self._check_accepted(ending, before)
+        counted = [one for one, is_counted in zip(endings, end.accepted, strict=True) if is_counted]
+        # What one of them has ended goes on as the next attempt, which another one of the same call may end.
+        begun = {(one.task_id, one.attempt + 1) for one in counted if one.how != "succeeded"}
+        for ending in counted:
+            self._check_accepted(ending, before, is_begun=(ending.task_id, ending.attempt) in begun)
 
-    def _check_accepted(self, ending: Ending, before: Sight) -> None:
+    def _check_accepted(self, ending: Ending, before: Sight, *, is_begun: bool) -> None:
         spot = before.spots.get(ending.task_id)
-        if spot is not None and spot.entry.attempt != ending.attempt:
+        if spot is not None and spot.entry.attempt != ending.attempt and not is_begun:
             what = f"{ending.task_id} is in attempt {spot.entry.attempt}, a finish of {ending.attempt} was accepted"
             self._report("4 attempts", what)
         if ending.how == "unstarted":
