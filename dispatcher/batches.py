@@ -1,6 +1,8 @@
 """From a plan to the batch that the cell applies."""
 
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import count
 
 from taskyard.dispatcher.arrivals import Arrival
 from taskyard.dispatcher.cell.contract import Batch, Planned
@@ -16,32 +18,30 @@ def batch_of(
     view_age_ms: int, parked_permille: int,
 ) -> Batch:  # fmt: skip
     """Make the batch of a chunk. arrivals: in order of their keys, with one decision each."""
-    shapes: dict[str, int] = {}
-    instances: dict[Instance, int] = {}
+    # Numbered in the order in which they are first asked for.
+    shapes: dict[str, int] = defaultdict(count().__next__)
+    instances: dict[Instance, int] = defaultdict(count().__next__)
     tasks: list[Planned] = []
     for index, (arrival, decision) in enumerate(zip(arrivals, decisions, strict=True)):
-        candidates = tuple([instances.setdefault(i, len(instances)) for i in decision.candidates])
-        receipt = _receipt(decision, policy, seed, index, view_age_ms)
-        shape = shapes.setdefault(arrival.shape, len(shapes))
-        tasks.append(Planned(shape, candidates, _entry(arrival, receipt)))
+        candidates = tuple(map(instances.__getitem__, decision.candidates))
+        receipt = encode_receipt(_receipt(decision, policy, seed, index, view_age_ms))
+        tasks.append(Planned(shapes[arrival.shape], candidates, _entry(arrival, receipt)))
     return Batch(chunk.ranges, [(i.id, i.tag) for i in instances], list(shapes), tasks, chunk.refused, parked_permille)
 
 
-def _receipt(decision: Decision, policy: str, seed: int, index: int, view_age_ms: int) -> bytes:
+def _receipt(decision: Decision, policy: str, seed: int, index: int, view_age_ms: int) -> Receipt:
     chosen = decision.candidates
-    return encode_receipt(
-        Receipt(
-            policy,
-            decision.pool_size,
-            chosen[0].id if chosen else "",
-            decision.load,
-            chosen[1].id if len(chosen) > 1 else "",
-            decision.runner_up_load,
-            view_age_ms,
-            seed,
-            index,
-            decision.reason,
-        )
+    return Receipt(
+        policy,
+        decision.pool_size,
+        chosen[0].id if chosen else "",
+        decision.load,
+        chosen[1].id if len(chosen) > 1 else "",
+        decision.runner_up_load,
+        view_age_ms,
+        seed,
+        index,
+        decision.reason,
     )
 
 

@@ -102,16 +102,20 @@ class Intake:
         return Chunk(tuple(ranges), arrivals, refused, self._turn) if ranges else None
 
     def _read(self, partition: int, rows: Sequence[Record], arrivals: list[Arrival], refused: list[bytes]) -> None:
+        reader = self._reader
         for record in rows:
             is_readable = type(record) is not Unreadable
-            read = (self._reader.read if is_readable else self._reader.refuse)(record, partition)
-            if isinstance(read, DeadLetter):
-                log.warning("record_refused", priority=self._priority, partition=partition, offset=read.offset,
-                            reason=read.reason, detail=read.detail)  # fmt: skip
-                self._metrics.refused.labels(self._priority, read.reason).inc()
-                refused.append(JSON.encode_dead_letter(read))
-            else:
+            read = (reader.read if is_readable else reader.refuse)(record, partition)
+            if isinstance(read, Arrival):
                 arrivals.append(read)
+            else:
+                refused.append(self._refused(partition, read))
+
+    def _refused(self, partition: int, letter: DeadLetter) -> bytes:
+        log.warning("record_refused", priority=self._priority, partition=partition, offset=letter.offset,
+                    reason=letter.reason, detail=letter.detail)  # fmt: skip
+        self._metrics.refused.labels(self._priority, letter.reason).inc()
+        return JSON.encode_dead_letter(letter)
 
     def applied(self, chunk: Chunk) -> None:
         """Note that the cell has applied the chunk."""

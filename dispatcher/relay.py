@@ -54,6 +54,7 @@ class Relay:
             outgoing = await self._cell.outbox(count=count)
             self._page = _next_page(count, outgoing)
             if outgoing:
+                self._metrics.published([row.kind for row in outgoing])
                 await self._publish_in_order([record for row in outgoing for record in self.records(row)])
                 await self._cell.trim([row.stream_id for row in outgoing])
             if len(outgoing) < count:
@@ -93,7 +94,6 @@ class Relay:
 
     def records(self, row: Outgoing) -> Sequence[OutgoingRecord]:
         """What is published of one entry. Never raises, whatever is in it: it would be met again for ever."""
-        self._metrics.outcomes.labels(row.kind).inc()
         match row.kind:
             case "outcome":
                 return [self._outcome(row.body)]
@@ -120,7 +120,7 @@ class Relay:
             return (self._topics.results, b"", body, [])
         # What it says of itself may be anything: no time at all, or a new priority each time.
         if 0 < outcome.arrived_ms <= outcome.started_ms <= DEFAULT.time_ms and outcome.priority in PRIORITIES:
-            self._metrics.wait.labels(outcome.priority).observe((outcome.started_ms - outcome.arrived_ms) / 1000)
+            self._metrics.wait.observe(outcome.priority, (outcome.started_ms - outcome.arrived_ms) / 1000)
         return (self._topics.results, outcome.id.encode(), body, content_headers(codec))
 
     def _dead(self, row: Outgoing, entry: Entry) -> Sequence[OutgoingRecord]:

@@ -57,10 +57,15 @@ class Reader:
         return block_ms > 1 or bool(deliveries)
 
     def _start(self, deliveries: Sequence[Delivery], serials: dict[str, int]) -> None:
+        # Registered anew, resyncing or recalled during the read: it is read again from the new cursor. Starting changes
+        # neither serial nor standing, so looking once is enough.
+        current = {
+            name: instance
+            for name, serial in serials.items()
+            if (instance := self._instances[name]).serial == serial and instance.is_open
+        }
         for name, stream_id, raw in deliveries:
-            instance = self._instances[name]
-            # Registered anew, resyncing or recalled during the read: it is read again from the new cursor.
-            if instance.serial == serials[name] and instance.is_open:
+            if (instance := current.get(name)) is not None:
                 self._runner.start(instance, stream_id, raw)
                 instance.cursor = stream_id
 

@@ -59,7 +59,9 @@ class Runner:
             attempt.end("unstarted", "the worker is draining")
             instance.ended(attempt)
             return
-        task = attempt.task = asyncio.create_task(self._run(instance, attempt, entry), name=entry.id)
+        # The loop's own: asyncio's function of the same name takes 0.2 us more.
+        create_task = asyncio.get_running_loop().create_task
+        task = attempt.task = create_task(self._run(instance, attempt, entry), name=entry.id)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 

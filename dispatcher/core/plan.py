@@ -4,11 +4,14 @@ State in, plan out: the cell checks every choice again and may place a task else
 view of the fleet and charges its own choices to it at once.
 """
 
-import heapq
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from heapq import heapify, heappop, heapreplace
+from itertools import groupby
 
-from taskyard.dispatcher.core.fleet import Fleet, Instance, Pool
+import msgspec
+
+from taskyard.dispatcher.core.fleet import Fleet, Heap, Instance, Pool
+from taskyard.dispatcher.core.load import LoadPolicy
 from taskyard.dispatcher.core.shapes import why_none
 
 # What rebuilding costs for each member, measured, and the share of the time that it may take.
@@ -16,7 +19,7 @@ _REBUILD_MS = 0.001
 _REBUILD_SHARE = 0.2
 
 
-class Decision(NamedTuple):
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """Where one task should go. candidates: at most three, the best first; none: it will be parked, for `reason`."""
 
     candidates: tuple[Instance, ...]
@@ -36,54 +39,65 @@ def plan(shapes: Sequence[str], fleet: Fleet, *, now_ms: float, tie: Callable[[]
     """
     fleet.policy.bind(fleet.resources)
     decisions: list[Decision] = []
-    for text in shapes:
+    for text, run in groupby(shapes):
         pool = fleet.pool(text)
         if pool.is_stale and (pool.is_new or now_ms >= fleet.rebuild_at_ms):
             _rebuild(pool, fleet, now_ms, tie)
-        decision = _least_loaded(pool, fleet, now_ms, tie)
-        decisions.append(decision or Decision((), 0.0, 0.0, 0, _why(pool, fleet)))
+        count = len(list(run))
+        placed = _least_loaded(pool, count, fleet.policy, now_ms, tie)
+        decisions += placed
+        if len(placed) < count:
+            decisions += [Decision((), 0.0, 0.0, 0, _why(pool, fleet))] * (count - len(placed))
     return decisions
 
 
 def _rebuild(pool: Pool, fleet: Fleet, now_ms: float, tie: Callable[[], float]) -> None:
     """Make the heap anew from the members that fit."""
-    policy, need, is_critical, agent_type = fleet.policy, pool.need, pool.shape.is_critical, pool.shape.type
+    load_of, need, is_critical, agent_type = fleet.policy.__call__, pool.need, pool.shape.is_critical, pool.shape.type
     pool.heap = [
-        (policy(instance, agent_type, now_ms), tie(), instance.charge, instance)
+        (load_of(instance, agent_type, now_ms), tie(), instance.charge, instance)
         for instance in pool.members.values()
         if instance.fits(need, is_critical=is_critical)
     ]
-    heapq.heapify(pool.heap)
+    heapify(pool.heap)
     pool.is_new = pool.is_stale = False
     fleet.rebuild_at_ms = now_ms + _REBUILD_MS * len(pool.members) / _REBUILD_SHARE
 
 
-def _least_loaded(pool: Pool, fleet: Fleet, now_ms: float, tie: Callable[[], float]) -> Decision | None:
-    """Take the top of the heap; one that was filled through another pool sinks to where it belongs, or leaves."""
-    heap = pool.heap
-    while heap:
-        load, _, charge, instance = heap[0]
-        if instance.charge != charge:
-            _sink(pool, instance, fleet, now_ms, tie)
-            continue
-        others = heap[1:3]
-        candidates = (instance, *[other[3] for other in others])
-        runner_up_load = min([other[0] for other in others], default=0.0)
-        decision = Decision(candidates, load, runner_up_load, len(heap), "")
-        instance.take(pool.need)
-        _sink(pool, instance, fleet, now_ms, tie)
-        return decision
-    return None
+def _least_loaded(
+    pool: Pool, count: int, policy: LoadPolicy, now_ms: float, tie: Callable[[], float]
+) -> list[Decision]:
+    """Place so many tasks, or as many as there is room for, each on the top of the heap.
+
+    The top then sinks to where its load is now, or leaves the heap if nothing fits it any more; so does one that was
+    filled through another pool, unused.
+    """
+    heap, need, agent_type, is_critical = pool.heap, pool.need, pool.shape.type, pool.shape.is_critical
+    load_of = policy.__call__  # a method is called faster than an object
+    decisions: list[Decision] = []
+    while heap and len(decisions) < count:
+        _, _, charge, instance = heap[0]
+        if instance.charge == charge:
+            decisions.append(_top(heap))
+            instance.take(need)
+        if instance.fits(need, is_critical=is_critical):
+            heapreplace(heap, (load_of(instance, agent_type, now_ms), tie(), instance.charge, instance))
+        else:
+            heappop(heap)
+    return decisions
 
 
-def _sink(pool: Pool, instance: Instance, fleet: Fleet, now_ms: float, tie: Callable[[], float]) -> None:
-    """Put the top, this instance, where its load is now; out of the heap if nothing fits it any more."""
-    shape = pool.shape
-    if instance.fits(pool.need, is_critical=shape.is_critical):
-        entry = (fleet.policy(instance, shape.type, now_ms), tie(), instance.charge, instance)
-        heapq.heapreplace(pool.heap, entry)
-    else:
-        heapq.heappop(pool.heap)
+def _top(heap: Heap) -> Decision:
+    """Choose the top, and the two behind it in case that the cell finds it full."""
+    load, _, _, first = heap[0]
+    if len(heap) == 1:
+        return Decision((first,), load, 0.0, 1, "")
+    second_load, _, _, second = heap[1]
+    if len(heap) == 2:
+        return Decision((first, second), load, second_load, 2, "")
+    third_load, _, _, third = heap[2]
+    runner_up_load = second_load if second_load < third_load else third_load  # noqa: FURB136 - a call takes longer
+    return Decision((first, second, third), load, runner_up_load, len(heap), "")
 
 
 def _why(pool: Pool, fleet: Fleet) -> str:

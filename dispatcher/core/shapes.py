@@ -6,6 +6,7 @@ up to classes: a fleet has dozens of shapes, not thousands.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from taskyard.schemas.task import Task
@@ -31,10 +32,20 @@ def shape_text(task: Task) -> str:
     lane = "c" if task.priority == "critical" else "n"
     if not task.requirements and not task.constraints:
         return f"{lane}|{task.type}|slots=1|"
-    needs = {"slots": 1, **task.requirements}
-    wanted = ",".join(f"{name}={_rounded(name, needs[name])}" for name in sorted(needs))
-    labels = ",".join(f"{name}={task.constraints[name]}" for name in sorted(task.constraints))
-    return f"{lane}|{task.type}|{wanted}|{labels}"
+    needs, labels = tuple(task.requirements.items()), tuple(task.constraints.items())
+    return f"{lane}|{task.type}|{_needs_text(needs)}|{_labels_text(labels)}"
+
+
+# What tasks ask for comes again and again, and to round and sort it takes microseconds. Entries have up to 8 KB.
+@lru_cache(maxsize=1024)
+def _needs_text(requirements: tuple[tuple[str, int], ...]) -> str:
+    needs = {"slots": 1, **dict(requirements)}
+    return ",".join(f"{name}={_rounded(name, needs[name])}" for name in sorted(needs))
+
+
+@lru_cache(maxsize=1024)
+def _labels_text(constraints: tuple[tuple[str, str], ...]) -> str:
+    return ",".join(f"{name}={value}" for name, value in sorted(constraints))
 
 
 def parse_shape(text: str) -> Shape:

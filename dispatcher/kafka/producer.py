@@ -81,11 +81,10 @@ class TopicProducer:
                 counts[topic] = len(await timed(self._producer.partitions_for(topic), f"look up {topic}"))
             place = (topic, partition_of(key, counts[topic]))
             page = filling.get(place)
-            fields = {"timestamp": None, "key": key or None, "value": value, "headers": headers}
-            if page is None or page.batch.append(**fields) is None:
+            if page is None or not _added(page, key, value, headers):
                 page = filling[place] = _Page(*place, self._producer.create_batch(), [])
                 pages.append(page)
-                page.batch.append(**fields)  # the first record of a batch fits, whatever its size
+                _added(page, key, value, headers)  # the first record of a batch fits, whatever its size
             page.indices.append(index)
         return pages
 
@@ -94,6 +93,10 @@ class TopicProducer:
         producer, self._producer = self._producer, None
         if producer is not None:
             await stopped(producer.stop())
+
+
+def _added(page: _Page, key: bytes, value: bytes | None, headers: list[tuple[str, bytes]]) -> bool:
+    return page.batch.append(timestamp=None, key=key or None, value=value, headers=headers) is not None
 
 
 async def _too_large(sent: Sequence[Awaitable[Any]]) -> list[int]:

@@ -11,7 +11,7 @@ from taskyard.dispatcher.core.fleet import Fleet
 from taskyard.dispatcher.core.load import WARM_UP_MS, LeastAgentLoad
 from taskyard.dispatcher.core.matching import to_hold, to_settle
 from taskyard.dispatcher.core.order import order_key_ms
-from taskyard.dispatcher.core.plan import plan
+from taskyard.dispatcher.core.plan import Decision, plan
 from taskyard.dispatcher.core.receipt import Receipt, decode_receipt, encode_receipt
 from taskyard.dispatcher.core.shapes import class_units, parse_shape, shape_text, why_none
 from taskyard.dispatcher.core.snapshot import InstanceView, Report, ShapeView, State, Vector
@@ -64,6 +64,11 @@ def fleet_of(*views: InstanceView) -> Fleet:
 def planned(shapes: list[str], fleet: Fleet, seed: int = 1, now_ms: float = NOW_MS) -> list[str]:
     decisions = plan(shapes, fleet, now_ms=now_ms, tie=random.Random(seed).random)
     return [decision.candidates[0].id if decision.candidates else decision.reason for decision in decisions]
+
+
+def placed(decision: Decision) -> tuple[list[str], float, float, int, str]:
+    candidates = [candidate.id for candidate in decision.candidates]
+    return candidates, decision.load, decision.runner_up_load, decision.pool_size, decision.reason
 
 
 def task(
@@ -144,6 +149,18 @@ def test_the_same_batch_view_and_seed_give_the_same_plan(
     views: list[InstanceView], wanted: list[str], seed: int
 ) -> None:
     assert planned(wanted, fleet_of(*views), seed) == planned(wanted, fleet_of(*views), seed)
+
+
+@given(views=views, wanted=shapes, seed=st.integers(0, 2**32))
+def test_a_batch_is_planned_like_its_tasks_one_after_the_other(
+    views: list[InstanceView], wanted: list[str], seed: int
+) -> None:
+    fleet, tie = fleet_of(*views), random.Random(seed).random
+
+    singly = [decision for text in wanted for decision in plan([text], fleet, now_ms=NOW_MS, tie=tie)]
+
+    at_once = plan(wanted, fleet_of(*views), now_ms=NOW_MS, tie=random.Random(seed).random)
+    assert [placed(decision) for decision in at_once] == [placed(decision) for decision in singly]
 
 
 def test_ties_are_broken_at_random() -> None:
