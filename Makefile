@@ -21,7 +21,7 @@ COMPILE = $(STAMPS)/uv/bin/uv pip compile --quiet --universal --python-version 3
 # The folders that are checked; `taskyard/` holds only links to five of them.
 SOURCES = schemas producers dispatcher workers compose taskyard/__init__.py tests bench
 
-.PHONY: help run dev demo test simulate fuzz chaos lint format types bench bench-smoke lock clean
+.PHONY: help run dev demo test simulate fuzz chaos lint format types bench soak figures bench-smoke lock clean
 
 help: ## list the targets
 	@echo "make TARGET, with TARGET one of"
@@ -57,6 +57,12 @@ types: dev ## the type checker, strict
 
 bench: dev ## every figure with its baseline, half an hour: make bench ARGS="--only dispatch"
 	@$(BIN)/python -m bench $(ARGS)
+
+soak: dev ## half load for half an hour, is memory flat?: make soak ARGS="--minutes 120 --json FILE"
+	@$(BIN)/python -m bench.soak $(ARGS)
+
+figures: dev ## pictures of a benchmark's JSON: make figures ARGS="run.json docs/figures/"
+	@$(BIN)/python -m bench.plot $(ARGS)
 
 bench-smoke: dev ## a short run of the benchmarks: do they work, not how fast
 	@$(BIN)/python -m bench --smoke

@@ -25,6 +25,7 @@ class Row(NamedTuple):
 
     unit: of both sides' values. is_cost: less is better, and the bounds are the most that the ratio may be.
     limit: a smoke fails below this ratio, or above it if it is a cost.
+    is_absolute: must, aim and limit are bounds on ours itself, in the unit, and not on the ratio.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Row(NamedTuple):
     limit: float = 0.3
     unit: str = "tasks/s"
     is_cost: bool = False
+    is_absolute: bool = False
 
 
 class Measured(NamedTuple):
@@ -57,9 +59,14 @@ class Measured(NamedTuple):
         return statistics.median(self.ratios)
 
     @property
+    def bounded(self) -> float:
+        """What the row's bounds are bounds on: the ratio, or the median of ours."""
+        return statistics.median([sample.value for sample in self.ours]) if self.row.is_absolute else self.ratio
+
+    @property
     def is_within_limit(self) -> bool:
         """Whether a smoke may pass."""
-        return self.ratio <= self.row.limit if self.row.is_cost else self.ratio >= self.row.limit
+        return self.bounded <= self.row.limit if self.row.is_cost else self.bounded >= self.row.limit
 
 
 def measure(row: Row, pairs: int, on_progress: Callable[[str], None]) -> Measured:
@@ -84,13 +91,12 @@ def show(found: Sequence[Measured], console: Console) -> None:
         table.add_column(heading, overflow="fold")
     for measured in found:
         row = measured.row
-        bounds = f"{'at most ' if row.is_cost else ''}{row.must:g} / {row.aim:g}" if row.must else ""
         table.add_row(
             f"{row.name}\n{row.what}\nbaseline: {row.baseline_name}\nin {row.unit}",
             _spread([sample.value for sample in measured.ours]),
             _spread([sample.value for sample in measured.baseline]),
             _spread(measured.ratios),
-            bounds,
+            _bounds(row),
             _cpu(measured.ours),
             _cpu(measured.baseline),
             end_section=True,
@@ -107,6 +113,7 @@ def as_json(found: Sequence[Measured]) -> list[dict[str, object]]:
             "baseline": measured.row.baseline_name,
             "unit": measured.row.unit,
             "is_cost": measured.row.is_cost,
+            "is_absolute": measured.row.is_absolute,
             "must": measured.row.must,
             "aim": measured.row.aim,
             "ratio": measured.ratio,
@@ -125,6 +132,13 @@ def _plain(sample: Sample) -> dict[str, object]:
 def figure(value: float) -> str:
     """Write a value with the digits that mean something."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _bounds(row: Row) -> str:
+    if not row.must:
+        return ""
+    unit = f" {row.unit}" if row.is_absolute else ""
+    return f"{'at most ' if row.is_cost else ''}{row.must:g} / {row.aim:g}{unit}"
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -37,6 +37,18 @@ class Rig:
         # A rewrite in the middle of a run would be that run's bad luck; `reset` does it between runs.
         self.redis.config_set("auto-aof-rewrite-percentage", 0)
 
+    def valkey_cpu_s(self) -> float:
+        """Processor time that Valkey has used so far, all threads."""
+        return cpu_s(self._server_pids["valkey"])
+
+    def valkey_rss_bytes(self) -> int:
+        """Memory that the system has given to Valkey."""
+        return rss_bytes(self._server_pids["valkey"])
+
+    def used_bytes(self) -> int:
+        """Memory that Valkey has allocated, as it counts itself."""
+        return self.redis.info("memory")["used_memory"]
+
     def new_name(self) -> str:
         """Return a name that no other run has: of a cell, a consumer group."""
         self._runs += 1
@@ -65,6 +77,7 @@ class Rig:
         """Watch a run until `done()` is `count`.
 
         The clock starts with `has_begun()`, or else when a tenth is done: starting processes is not in it.
+        Details: `rss_bytes` of each process at the end.
         """
         pids = {**{name: child.pid for name, child in children.items()}, **self._server_pids}
 
@@ -74,13 +87,14 @@ class Rig:
             return True
 
         wait_for(lambda: is_well() and (has_begun() if has_begun else done() >= count * _WARM_UP), "the run to begin")
-        began_s, first, before = time.monotonic(), done(), {name: _cpu_s(pid) for name, pid in pids.items()}
+        began_s, first, before = time.monotonic(), done(), {name: cpu_s(pid) for name, pid in pids.items()}
         wait_for(lambda: is_well() and done() >= count, f"{count} tasks to be done")
         took_s, timed = time.monotonic() - began_s, count - first
         if timed <= 0:
             raise RuntimeError(f"all {count} tasks were done at the first look; the run needs more of them")
-        spent = {name: _cpu_s(pid) - before[name] for name, pid in pids.items()}
-        return Sample(timed / took_s, {name: 1e6 * cpu_s / timed for name, cpu_s in spent.items()})
+        spent = {name: cpu_s(pid) - before[name] for name, pid in pids.items()}
+        held = {name: rss_bytes(pid) for name, pid in pids.items()}
+        return Sample(timed / took_s, {name: 1e6 * took / timed for name, took in spent.items()}, {"rss_bytes": held})
 
 
 class Child:
@@ -138,10 +152,17 @@ def wait_for(value: Callable[[], Any], what: str) -> Any:
     return found
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
     """Processor time of all threads of a process, to the nanosecond; 0 where the system does not tell (Linux does)."""
     total_ns = 0
     for file in Path(f"/proc/{pid}/task").glob("*/schedstat"):
         with contextlib.suppress(OSError):
             total_ns += int(file.read_text().split()[0])
     return total_ns / 1e9
+
+
+def rss_bytes(pid: int) -> int:
+    """Memory of a process that is in RAM; 0 where the system does not tell (Linux does)."""
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0

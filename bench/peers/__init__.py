@@ -2,15 +2,16 @@
 
 An environment is made on first use from `NAME.txt`, which pins everything, and is kept in this project's own. The
 scripts run there, not here. Each peer gets one process, as many tasks at once as it was fastest with, and hiredis.
+
+Two more are no task queues but what a user would build without one (BARE). They run in our own environment: with the
+same clients in the same versions as ours, what differs is what is done with them.
 """
 
-import hashlib
-import shutil
-import subprocess
 import sys
-import venv
 from pathlib import Path
 from typing import Protocol
+
+from bench import environments
 
 _HERE = Path(__file__).parent
 
@@ -21,6 +22,7 @@ class Valkey(Protocol):
     def dbsize(self) -> int: ...
     def exists(self, *names: str) -> int: ...
     def hlen(self, name: str) -> int: ...
+    def xlen(self, name: str) -> int: ...
     def zcard(self, name: str) -> int: ...
 
 
@@ -33,6 +35,12 @@ PEERS = {
     "celery": "solo pool, prefetch 1,000, no gossip, mingle, heartbeat",
 }
 """Name of each peer -> how it is set."""
+
+BARE = {
+    "streams": "a consumer group on one stream, 2 loops of 500 at once, a pipeline each, uvloop",
+    "kafka": "a consumer group, getmany of 1,000 at once, results in batches with acks=all, uvloop",
+}
+"""What is no task queue, likewise: nothing is retried, balanced or seen."""
 
 _CELERY_OWN = ("celery", "_kombu.binding.celery", "unacked", "unacked_index", "unacked_mutex")
 
@@ -50,6 +58,8 @@ def done(name: str, valkey: Valkey, tasks: int) -> int:
             return tasks - valkey.hlen("dramatiq:default.msgs")
         case "rq":
             return valkey.zcard("rq:finished:default")
+        case "streams":
+            return tasks - valkey.xlen("streams:tasks")
         case _:
             return valkey.dbsize() - valkey.exists(*_CELERY_OWN)
 
@@ -60,14 +70,5 @@ def script(name: str) -> Path:
 
 
 def environment(name: str) -> Path:
-    """Return the Python of a peer's environment, made if it is missing or its list has changed."""
-    wanted = _HERE / f"{name}.txt"
-    home = Path(sys.prefix) / "bench" / f"{name}-{hashlib.sha256(wanted.read_bytes()).hexdigest()[:8]}"
-    python = home / "bin" / "python"
-    if not (home / "made").exists():
-        shutil.rmtree(home, ignore_errors=True)
-        venv.create(home, with_pip=True)
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:"]
-        subprocess.run([*pip, "--requirement", str(wanted)], check=True)
-        (home / "made").touch()
-    return python
+    """Return the Python that a peer runs on; its environment is made if it is missing or its list has changed."""
+    return Path(sys.executable) if name in BARE else environments.python_of(_HERE / f"{name}.txt")

@@ -72,3 +72,10 @@ def test_a_smoke_wants_a_rate_above_its_limit_and_a_cost_below(is_cost: bool, is
     rows = [row_of([ours], [2], [])._replace(is_cost=is_cost, limit=1.0) for ours in (3, 2, 1)]
 
     assert [measure(row, 1, lambda _: None).is_within_limit for row in rows] == is_within
+
+
+@pytest.mark.parametrize(("ours", "is_within"), [(400, True), (401, False)])
+def test_an_absolute_bound_is_on_ours_whatever_the_ratio(ours: float, is_within: bool) -> None:
+    row = row_of([ours], [1], [])._replace(is_cost=True, is_absolute=True, limit=400.0)
+
+    assert measure(row, 1, lambda _: None).is_within_limit == is_within
