@@ -200,12 +200,13 @@ local function pop(c, instance, f, shape, via)
     refresh_head(c, shape)
     return 0
   end
-  local head, placed = read_head(entry), 0
-  unparked(c, shape, entry, head.id, first[2])
-  if head.deadline > 0 and head.deadline < c.now then
-    dead(c, entry, head, 'deadline', 'its deadline passed while it was parked', '')
+  local deadline, arrived, id = unpack_bytes('<ddHc0', entry, 13)
+  local placed = 0
+  unparked(c, shape, entry, id, first[2])
+  if deadline > 0 and deadline < c.now then
+    dead(c, entry, read_head(entry), 'deadline', 'its deadline passed while it was parked', '')
   else
-    place(c, instance, f, shape, entry, head.id, head.attempt, via, bucket_of(c, head.arrived))
+    place(c, instance, f, shape, entry, id, byte(entry, 2), via, bucket_of(c, arrived))
     placed = 1
   end
   refresh_head(c, shape)
