@@ -255,10 +255,16 @@ def _are_well(children: Mapping[str, Child]) -> bool:
 
 def _details(directory: Path, sent: Mapping[str, Any]) -> dict[str, object]:
     """Tell the longest stop of each loop while tasks counted, and how late they were sent."""
-    found = {
-        name: stalls.longest(stalls.read(directory, name), sent["began_ns"], sent["ended_ns"])
-        for name in stalls.names(directory)
-    }
+    found: dict[str, dict[str, float]] = {}
+    for name in stalls.names(directory):
+        stretches = wait_for(lambda name=name: _whole(directory, name, sent["ended_ns"]), f"the ticker of the {name}")
+        found[name] = stalls.longest(stretches, sent["began_ns"], sent["ended_ns"])
     by_kind = {kind: {name: stall[kind] for name, stall in found.items()} for kind in ("stall_ms", "stall_cpu_ms")}
     late = {f"sent_late_{name}": sent["late"][name] for name in ("p50_ms", "p99_ms", "max_ms")}
     return {**by_kind, **late}
+
+
+def _whole(directory: Path, name: str, until_ns: int) -> list[stalls.Stretch]:
+    """What a ticker wrote, once it has written all up to then: a stretch is written when it is over. Empty before."""
+    stretches = stalls.read(directory, name)
+    return stretches if stretches and stretches[-1].ended_ns >= until_ns else []
