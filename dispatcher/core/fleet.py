@@ -153,7 +153,8 @@ class Fleet:
             pool.reason = ""
 
     def _remove(self, instance: Instance) -> None:
-        instance.is_open = False  # in a heap it is passed over
+        instance.is_open = False
+        instance.charge += 1  # a heap looks at what has changed since before it takes it, and passes this one over
         del self.instances[instance.id]
         for name in instance.types:
             del self._by_type[name][instance.id]

@@ -220,6 +220,17 @@ def test_a_fleet_that_changes_is_planned_on_as_it_is_now() -> None:
     assert fleet.instances["i2"].tag == "wxyz"
 
 
+def test_an_instance_that_is_gone_is_not_chosen_from_a_heap_that_is_not_rebuilt_yet() -> None:
+    gone, stays = instance("gone", free={"slots": 9}), instance("stays", free={"slots": 9}, capacity={"slots": 18})
+    fleet = fleet_of(gone, stays)
+    planned(["n|a|slots=1|"], fleet)
+
+    fleet.replace([stays], RESOURCES, now_ms=NOW_MS)
+    fleet.rebuild_at_ms = NOW_MS + 1_000
+
+    assert planned(["n|a|slots=1|"] * 6, fleet) == ["stays"] * 6
+
+
 def test_many_shapes_do_not_rebuild_their_heaps_all_at_once() -> None:
     fleet = fleet_of(*[instance(f"i{n}", free={"slots": 4}) for n in range(1_000)])
     wanted = [f"n|a|slots={n}|" for n in (1, 2, 3)]
