@@ -7,6 +7,7 @@ from tests.fault.scenario import Scenario
 from tests.fault.worker import Order
 
 _BLOCKED_MS = 5_000  # longer than a lease
+_RECALLED_MS = 8_000  # longer than until a recall: tick.recall_after_ms, a beat and ten ticks
 _LONG_MS = 15_000
 
 
@@ -46,6 +47,15 @@ SCENARIOS = (
     Scenario("valkey-network", networks.valkey_network, Layout(proxied=frozenset({"valkey"}))),
     Scenario("kafka-network", networks.kafka_network, Layout(proxied=frozenset({"kafka"}))),
     Scenario("worker-cut-off", networks.worker_cut_off, Layout(hosts=(Host(), Host(), Host(has_proxy=True)))),
+    # Some tasks were read before the fault and are still running when what came behind them is recalled.
+    Scenario(
+        "worker-deaf",
+        networks.worker_deaf,
+        Layout(
+            hosts=(Host(slots=20), Host(slots=20), Host(slots=20, has_proxy=True)),
+            plan=Plan(kinds=(Kind(order=Order(_RECALLED_MS), every=250),)),
+        ),
+    ),
     Scenario("two-at-once", pairs.two_at_once, Layout(proxied=frozenset({"valkey"}))),
     Scenario("topic-recreated", changes.topic_recreated),
     Scenario("partitions-added", changes.partitions_added),

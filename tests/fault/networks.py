@@ -1,13 +1,17 @@
-"""Faults of the network: slow, cut, half-open, silent, replies lost."""
+"""Faults of the network: slow, cut, half-open, silent, replies lost, reads lost."""
 
 import contextlib
 from collections.abc import Generator
 
 from tests.fault.fleet import LEASE_MS, Fleet
+from tests.fault.programs import Worker
 from tests.fault.proxy import Proxy
 
 _DELAY_S = 0.05
 _SILENT_S = 4.0
+# Why the cell has closed an instance that beats but does not read: the word of the library, `UNREAD`.
+_UNREAD = b"not reading"
+_STAYS_S = 2.0  # two beats
 
 
 def valkey_network(system: Fleet) -> None:
@@ -68,3 +72,51 @@ def worker_cut_off(system: Fleet) -> None:
         proxy.refuse()
         system.flow(LEASE_MS / 1000 + 2.0)
         proxy.accept()
+
+
+def worker_deaf(system: Fleet) -> None:
+    """One worker beats and tells its endings, but reads nothing until all that was placed on it has been taken back.
+
+    It keeps its leases, so it is not excused as lost: what it had started must not be taken from it, and what was taken
+    must not start there, not even late. When it hears again nothing of that is on its queues any more, and the answers
+    to what it had asked for before are cut off.
+    """
+    worker, proxy = system.workers[-1], system.proxies[system.workers[-1].name]
+    with system.disturbance("worker deaf"):
+        proxy.lose_reads(is_on=True)
+        try:
+            system.until(lambda: _why_closed(system, worker) == {_UNREAD}, "all instances of the deaf one are cordoned")
+            system.until(
+                lambda: not _queued(system, worker), "what it did not read is taken back, what it ran has ended"
+            )
+            system.flow(_STAYS_S)
+            if _why_closed(system, worker) != {_UNREAD}:
+                system.unexpected.append(f"an instance of {worker.name} that reads nothing was opened again")
+            runs = _runs_bytes(system, worker)
+        finally:
+            proxy.lose_reads(is_on=False)
+    system.until(lambda: _why_closed(system, worker) == {None}, "all its instances are open again")
+    system.until(lambda: _runs_bytes(system, worker) > runs, "it runs tasks again")
+
+
+def _why_closed(system: Fleet, worker: Worker) -> set[bytes | None]:
+    """Of each instance; None for one that is open."""
+    return set(system.valkey.ask("HMGET", f"{_root(system)}:closed", *_instances(system, worker)))
+
+
+def _queued(system: Fleet, worker: Worker) -> int:
+    return sum(system.valkey.ask("XLEN", f"{_root(system)}:q:{name}") for name in _instances(system, worker))
+
+
+def _runs_bytes(system: Fleet, worker: Worker) -> int:
+    """How much the process has written down of what it ran."""
+    return (system.directory / f"{worker.life}.runs").stat().st_size
+
+
+def _root(system: Fleet) -> str:
+    return f"ty:{{{system.settings.cell}}}"
+
+
+def _instances(system: Fleet, worker: Worker) -> list[str]:
+    host = system.layout.hosts[system.workers.index(worker)]
+    return [f"{worker.name}-{n}" for n in range(1, host.instances + 1)]

@@ -14,6 +14,8 @@ from typing import Any
 from taskyard.compose.process import free_port
 
 _STOP_WITHIN_S = 5.0
+# As every client of Redis writes it; no payload of a run has it.
+_XREAD = b"\r\n$5\r\nXREAD\r\n"
 
 
 class Proxy:
@@ -28,6 +30,7 @@ class Proxy:
         self.target = target
         self.delay_s = 0.0
         self.is_swallowing = False
+        self.is_losing_reads = False
         self.pairs: set[_Pair] = set()
         self._server: asyncio.Server | None = None
         self._loop = asyncio.new_event_loop()
@@ -58,6 +61,18 @@ class Proxy:
     def lose_replies(self) -> None:
         """Let requests through on every connection there is, but no reply any more."""
         self._on_all(lambda pair: pair.lose_replies())
+
+    def lose_reads(self, *, is_on: bool) -> None:
+        """Let through no reply on connections, old and new, that have sent an XREAD, and all else; what was lost does
+        not come later: those connections are cut in the end."""
+
+        def do() -> None:
+            self.is_losing_reads = is_on
+            # At the same moment, or what one of them has asked for before would still come.
+            for pair in [] if is_on else [pair for pair in self.pairs if pair.is_reader]:
+                pair.cut()
+
+        self._call(do)
 
     def delay(self, delay_s: float) -> None:
         """Hold every piece back for up to twice so long, in order."""
@@ -122,6 +137,7 @@ class _Pair:
         self.proxy = proxy
         self.client: asyncio.Transport | None = None
         self.server: asyncio.Transport | None = None
+        self.is_reader = False  # it has sent an XREAD
         self._early: list[bytes] = []  # from the client, before the server's side is there
         self._is_deaf = False  # nothing goes through any more, in any direction
         self._has_no_replies = False
@@ -149,7 +165,10 @@ class _Pair:
 
     def passed(self, data: bytes, *, from_server: bool) -> None:
         """Write what the delay has let through."""
-        if self._is_deaf or self._is_over or self.proxy.is_swallowing or (from_server and self._has_no_replies):
+        if self._is_deaf or self._is_over or self.proxy.is_swallowing:
+            return
+        self.is_reader = self.is_reader or (not from_server and _XREAD in data)
+        if from_server and (self._has_no_replies or (self.is_reader and self.proxy.is_losing_reads)):
             return
         to = self.client if from_server else self.server
         if to is not None:

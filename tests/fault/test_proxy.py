@@ -13,6 +13,7 @@ from tests.fault.proxy import Proxy
 
 _SILENCE_S = 0.2
 _WITHIN_S = 5.0
+_XREAD = b"*4\r\n$5\r\nXREAD\r\n$7\r\nSTREAMS\r\n$1\r\nq\r\n$3\r\n0-0\r\n"
 
 
 class _Echo(threading.Thread):
@@ -122,6 +123,29 @@ def test_what_was_swallowed_never_comes(proxy: Proxy, client: socket.socket, ech
     with pytest.raises(ConnectionResetError):
         client.recv(100)
     assert echo.heard == b"first"
+
+
+def test_who_reads_streams_gets_no_reply_while_reads_are_lost_and_all_others_do(proxy: Proxy, echo: _Echo) -> None:
+    """Also who has read before, and who connects meanwhile; in the end the readers are cut, nobody else is."""
+    with _connected(proxy) as old, _connected(proxy) as other:
+        old.sendall(_XREAD)
+        assert old.recv(100) == _XREAD
+        proxy.lose_reads(is_on=True)
+        old.sendall(b"again")
+        with _connected(proxy) as new:
+            new.sendall(_XREAD)
+            for reader in (old, new):
+                with pytest.raises(TimeoutError):
+                    reader.recv(100)
+            proxy.lose_reads(is_on=False)
+
+            for reader in (old, new):
+                with pytest.raises(ConnectionResetError):
+                    reader.recv(100)
+        other.sendall(b"second")
+        assert other.recv(100) == b"second"
+    assert b"again" in echo.heard
+    assert echo.heard.count(_XREAD) == 2
 
 
 def test_a_proxy_that_refuses_accepts_again_and_can_be_aimed_elsewhere(proxy: Proxy) -> None:
