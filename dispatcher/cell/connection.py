@@ -164,7 +164,7 @@ async def _exchange(
     except ResponseError as error:
         raise DependencyError(f"Redis refused {name}: {error}") from error
     except (RedisError, OSError, TimeoutError) as error:
-        why = error or type(error).__name__
+        why = str(error) or type(error).__name__
         raise DependencyError(f"Redis did not answer {name}: {why}; is it up? `taskyard doctor`") from error
 
 

@@ -40,7 +40,7 @@ async def timed(wait: Awaitable[T], what: str, *, timeout_s: float = TIMEOUT_S) 
     except TimeoutError as error:
         raise DependencyError(f"Kafka did not {what} within {timeout_s:.0f} s; is it up? `taskyard doctor`") from error
     except (KafkaError, OSError) as error:
-        raise DependencyError(f"cannot {what}: {error or type(error).__name__}") from error
+        raise DependencyError(f"cannot {what}: {str(error) or type(error).__name__}") from error
     except _CLIENT_FAULTS as error:
         raise DependencyError(f"cannot {what}: {type(error).__name__} in the Kafka client: {error}") from error
 

@@ -2,12 +2,14 @@
 
 import asyncio
 import random
+import socket
 from typing import Any
 
 import pytest
 import uvloop
 from msgspec import msgpack
 
+from taskyard.dispatcher.cell import connection as connection_module
 from taskyard.dispatcher.cell.connection import Connection, Library
 from taskyard.dispatcher.cell.contract import Registration
 from taskyard.dispatcher.cell.redis import RedisCell
@@ -55,6 +57,19 @@ async def test_a_server_that_is_not_there_is_a_dependency_error_that_names_the_c
         await connection.call("apply")
 
     await connection.close()
+
+
+async def test_a_server_that_keeps_silent_is_a_dependency_error_that_says_so(
+    cell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "_CALL_TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        connection = Connection(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", cell)
+
+        with pytest.raises(DependencyError, match="Redis did not answer PING: TimeoutError; is it up"):
+            await connection.command("PING")
+
+        await connection.close()
 
 
 async def test_a_library_that_is_there_is_not_written_again(redis_url: str, cell: str) -> None:

@@ -32,3 +32,11 @@ async def test_bytes_that_cannot_be_decoded_are_the_callers_to_deal_with() -> No
 
     with pytest.raises(UnicodeDecodeError):
         await timed(fails(), "read")
+
+
+async def test_an_error_without_words_is_told_by_its_name() -> None:
+    async def fails() -> None:
+        raise ConnectionResetError
+
+    with pytest.raises(DependencyError, match="cannot read: ConnectionResetError"):
+        await timed(fails(), "read")

@@ -92,7 +92,9 @@ async def _consumer(bootstrap: str, positions: Mapping[TopicPartition, int]) -> 
         try:
             await asyncio.wait_for(client.start(), _TIMEOUT_S)
         except (KafkaError, TimeoutError, OSError) as error:
-            raise DependencyError(f"Kafka at {bootstrap} did not answer: {error or type(error).__name__}") from error
+            raise DependencyError(
+                f"Kafka at {bootstrap} did not answer: {str(error) or type(error).__name__}"
+            ) from error
         client.assign(list(positions))
         for partition, offset in positions.items():
             client.seek(partition, offset)

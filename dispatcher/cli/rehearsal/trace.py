@@ -148,7 +148,7 @@ def read_trace(path: Path, *, limit: int = 0) -> Trace:
                 left_out[str(reason)] += 1
             except _UNREADABLE as error:
                 bad += 1
-                first_bad = first_bad or f"line {number}: {error or type(error).__name__}"
+                first_bad = first_bad or f"line {number}: {str(error) or type(error).__name__}"
     if not rows:
         raise ConfigError(f"{path}: no row can be replayed; {bad} are bad ({first_bad}), left out: {dict(left_out)}")
     rows.sort(key=lambda row: row.at_s)
@@ -170,7 +170,7 @@ def read_fleet(path: Path, types: frozenset[str]) -> list[InstanceSpec]:
             try:
                 found.append(_instance(record, types))
             except _UNREADABLE as error:
-                raise ConfigError(f"{path}, line {number}: {error or type(error).__name__}") from error
+                raise ConfigError(f"{path}, line {number}: {str(error) or type(error).__name__}") from error
     if not found:
         raise ConfigError(f"{path}: has no instances")
     return found
