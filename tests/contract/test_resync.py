@@ -75,6 +75,18 @@ async def test_a_task_that_is_named_twice_is_adopted_once(rig: Rig) -> None:
     assert await rig.queued("i1") == ["t1"]
 
 
+async def test_of_two_attempts_of_one_task_only_one_is_adopted_and_the_other_is_to_be_stopped(rig: Rig) -> None:
+    await rig.register("i1")
+    entry = rig.entry("t1")
+    second = Running("t1", "5-5", 2, entry[:1] + b"\x02" + entry[2:])
+
+    adopted, other = await resync(rig, "i1", second, Running("t1", "6-6", 1, entry))
+
+    assert (adopted, other) == ((await rig.find("t1")).at, None)
+    assert (await rig.find("t1")).attempt == 2
+    assert await rig.queued("i1") == ["t1"]
+
+
 async def test_a_task_that_is_parked_with_the_same_attempt_is_adopted(rig: Rig) -> None:
     await rig.apply(rig.entry("other", key=1), rig.entry("t1", deadline_ms=2**52))
     entry = rig.entry("t1")

@@ -245,19 +245,19 @@ local function resync(c, args)
     done0 = redis.call('HMGET', key(c, ':done0'), unpack(ids))
     done1 = redis.call('HMGET', key(c, ':done1'), unpack(ids))
   end
-  local adopted = {}
+  local adopted = {} -- what this call has put here
   for i, running in ipairs(tasks) do
-    local at = queued(places[i])
-    if adopted[running[1]] then
-      reply[#reply + 1] = adopted[running[1]]
-    elseif at then
+    local at = adopted[running[1]] or queued(places[i])
+    if at then
       local is_ours = at.instance == instance and at.attempt == running[3]
       reply[#reply + 1] = is_ours and at.stream_id or ''
     elseif done0[i] or done1[i] then
       reply[#reply + 1] = ''
     else
       local stream_id = adopt(c, instance, running, args[4 + i], heads[i], places[i])
-      if stream_id ~= '' then adopted[running[1]] = stream_id end
+      if stream_id ~= '' then
+        adopted[running[1]] = { instance = instance, attempt = running[3], stream_id = stream_id }
+      end
       reply[#reply + 1] = stream_id
     end
   end
