@@ -53,6 +53,15 @@ async def test_an_ending_that_is_not_of_the_current_attempt_or_placement_does_no
     assert await rig.queued("i1") == ["t1"]
 
 
+async def test_a_stream_id_that_is_none_does_not_count_even_if_it_reads_like_a_part_of_the_place(rig: Rig) -> None:
+    await rig.register("i1")
+    await rig.apply(rig.entry("t1"), to=["i1"])
+    ending, via = await rig.ending("t1", "retry"), (await rig.find("t1")).via
+
+    assert (await rig.finish("i1", ending._replace(stream_id=f"{via}|{ending.stream_id}"))).accepted == (False,)
+    assert await rig.queued("i1") == ["t1"]
+
+
 async def test_the_first_success_of_the_current_attempt_counts_wherever_the_cell_has_the_entry(rig: Rig) -> None:
     await rig.register("i1", slots=1)
     await rig.apply(rig.entry("queued"), rig.entry("parked"), to=["i1"])

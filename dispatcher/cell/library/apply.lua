@@ -10,7 +10,7 @@
 --          recovering                              the cell has not begun: it has no history yet, or has lost it
 --          fenced, partition, offset or nil, ...   some range does not start where its partition stands
 --          full, parked and later, parked_bytes, outbox   the park or the outbox is at its bound
--- cost     4 to 5 us a task when placed on a candidate, one XADD each; all else is read and written once a call
+-- cost     of a task that is placed on a candidate one XADD; all else is read and written once a call
 -- A task of a shape that has an earlier one parked is parked behind it; the candidates then pull.
 
 -- Set of the ids that the cell knows already: placed, parked, later, or finished not long ago.
@@ -111,36 +111,32 @@ local function candidates_of(c, instances)
   return names, valid
 end
 
--- Of a task behind an earlier one of its shape: its candidates pull whichever is first.
-local function pulled_by(pullers, names, valid, n1, n2, n3)
-  if valid[n1] then pullers[names[n1]] = true end
-  if valid[n2] then pullers[names[n2]] = true end
-  if valid[n3] then pullers[names[n3]] = true end
-end
-
 -- Key of the first parked task of the shape, as far as this call knows; math.huge: there is none.
 local function head_of(c, shape)
-  local head = shape.head
-  if head == nil then
-    head = tonumber(call('ZSCORE', key(c, ':heads:' .. shape.type), shape.text) or math.huge)
-    shape.head = head
+  if not shape.head then
+    shape.head = tonumber(call('ZSCORE', key(c, ':heads:' .. shape.type), shape.text) or math.huge)
   end
-  return head
+  return shape.head
 end
 
--- Place, or park, one task that the cell did not know. choice: the instances chosen for it, i of names, 0 none.
-local function place_new(c, entry, id, shape, order_key, bucket, names, valid, pullers, n1, n2, n3)
-  if (shape.head or head_of(c, shape)) <= order_key then
-    pulled_by(pullers, names, valid, n1, n2, n3)
+local VIA = { '1', '2', '3' }
+
+-- Place, or park, one task that the cell did not know. b: names, valid and pullers of the batch; n1 n2 n3: the task's
+-- candidates in names, 0 none.
+local function place_new(c, b, entry, id, shape, order_key, deadline, bucket, n1, n2, n3)
+  local names, valid = b.names, b.valid
+  if head_of(c, shape) <= order_key then -- behind an earlier one; the candidates then pull whichever is first
+    if valid[n1] then b.pullers[names[n1]] = true end
+    if valid[n2] then b.pullers[names[n2]] = true end
+    if valid[n3] then b.pullers[names[n3]] = true end
   else
-    local i, via = n1, '1'
-    for n = 2, 4 do
+    for n = 1, 3 do
+      local i = n == 1 and n1 or n == 2 and n2 or n3
       local f = valid[i]
       if f and fits(c, names[i], f, shape) then
-        place(c, names[i], f, shape, entry, id, 1, via, bucket)
-        return via
+        place(c, names[i], f, shape, entry, id, 1, VIA[n], bucket)
+        return VIA[n]
       end
-      if n == 2 then i, via = n2, '2' else i, via = n3, '3' end
     end
     if not shape.is_full then
       local instance, f = any_open(c, shape)
@@ -152,34 +148,34 @@ local function place_new(c, entry, id, shape, order_key, bucket, names, valid, p
     end
     shape.head = order_key
   end
-  park(c, shape, entry, id, 1, order_key, unpack_bytes('<d', entry, 13), bucket)
+  park(c, shape, entry, id, 1, order_key, deadline, bucket)
   return 'p'
 end
 
 -- The results of n tasks, one byte each; entries begin at args[4].
-local function place_all(c, args, n, shapes, names, valid, pullers)
+local function place_all(c, b, args, n, shapes)
   local ids, texts, keys, deadlines, arrived, results = {}, {}, {}, {}, {}, {}
   for i = 1, n do
     keys[i], deadlines[i], arrived[i], ids[i], texts[i] = unpack_bytes('<dddHc0Hc0', args[3 + i], 5)
   end
-  local known, choices, now, buckets, born = known_of(c, ids), args[2], c.now, c.buckets, c.born
+  local known, choices = known_of(c, ids), args[2]
   for i = 1, n do
     local id, entry = ids[i], args[3 + i]
     if known[id] then
       results[i] = 'k'
     else
       known[id] = true
-      local s, s_high, a, a_high, b, b_high, d, d_high = byte(choices, 8 * i - 7, 8 * i)
-      local shape = shapes[s + 256 * s_high]
+      -- Four u16 by their bytes: to unpack them takes four times as long.
+      local s, s_high, n1, n1_high, n2, n2_high, n3, n3_high = byte(choices, 8 * i - 7, 8 * i)
+      local shape, bucket = shapes[s + 256 * s_high], bucket_of(c, arrived[i])
       if shape.text ~= texts[i] then error('an entry of another shape than its task: ' .. texts[i]) end
-      local bucket = buckets[floor(arrived[i] / BUCKET_MS)] or bucket_of(c, arrived[i])
-      born[bucket] = (born[bucket] or 0) + 1
-      if deadlines[i] > 0 and deadlines[i] < now then
+      count_unfinished(c, bucket, 1)
+      if deadlines[i] > 0 and deadlines[i] < c.now then
         dead(c, entry, read_head(entry), 'deadline', 'its deadline had passed when it arrived', '')
         results[i] = 'x'
       else
-        results[i] = place_new(c, entry, id, shape, keys[i], bucket, names, valid, pullers,
-          a + 256 * a_high, b + 256 * b_high, d + 256 * d_high)
+        results[i] = place_new(c, b, entry, id, shape, keys[i], deadlines[i], bucket,
+          n1 + 256 * n1_high, n2 + 256 * n2_high, n3 + 256 * n3_high)
       end
     end
   end
@@ -191,11 +187,11 @@ local function apply(c, args)
   local ranges, shapes = header[1], header[3]
   local refused = fence(c, ranges) or full(c, header[4])
   if refused then return refused end
-  local n, pullers = tonumber(args[3]), {}
-  local names, valid = candidates_of(c, header[2])
+  local n, b = tonumber(args[3]), { pullers = {} }
+  b.names, b.valid = candidates_of(c, header[2])
   for i = 1, #shapes do shapes[i] = shape_of(c, shapes[i]) end
-  local results = place_all(c, args, n, shapes, names, valid, pullers)
-  for instance in pairs(pullers) do pull(c, instance, n, 's') end
+  local results = place_all(c, b, args, n, shapes)
+  for instance in pairs(b.pullers) do pull(c, instance, n, 's') end
   for i = 4 + n, #args do publish(c, 'p', args[i]) end
   local parked = c.parked_before + c.parked
   finish_call(c)

@@ -149,7 +149,8 @@ end
 local function is_at(where, instance, stream_id, attempt)
   local parts = '|' .. stream_id .. '|' .. text_of(attempt) .. '|' .. instance .. '|'
   local first, last = string.find(where, parts, 1, true)
-  if not first or part_of(where, 1, 2) ~= 'q|' then return nil end
+  -- Behind `via`, which is one character: a stream id that is none may read like more than its part.
+  if not first or part_of(where, first - 2, first - 2) ~= '|' or part_of(where, 1, 2) ~= 'q|' then return nil end
   return part_of(where, 3, first - 3), part_of(where, last + 1)
 end
 
@@ -157,7 +158,7 @@ end
 --        (details are apart: cmsgpack reads no binary strings)
 -- reply: ok, one byte per ending (1 counted, 0 gone: finished before, taken back or given to another), pulled
 --        | stale | unknown
--- cost: 4 us an ending, and about 5 us for each parked task that is pulled
+-- cost: an XADD an ending; the other writes once a call; about five commands for each parked task that is pulled
 local function finish(c, args)
   local instance = args[1]
   local refused = refusal(c, instance, args[2])

@@ -76,13 +76,12 @@ end
 -- Put an entry on an instance's queue. Returns its stream id.
 local function place(c, instance, f, shape, entry, id, attempt, via, bucket)
   take(c, instance, f, shape)
-  local queue, added, places = c.queue .. instance, c.queued, c.places
+  local queue, added = c.queue .. instance, c.queued
   local stream_id = call('XADD', queue, '*', 'e', entry)
-  -- Its undo and its place, without further calls: this is done for every task.
-  local n, m = #added, #places
-  added[n + 1], added[n + 2], places[m + 1] = queue, stream_id, id
-  places[m + 2] = 'q|' .. bucket .. '|' .. via .. '|' .. stream_id .. '|' .. (TEXTS[attempt] or text_of(attempt)) .. '|'
-    .. instance .. '|' .. shape.text
+  local n = #added -- its undo, without a call: this is done for every task
+  added[n + 1], added[n + 2] = queue, stream_id
+  put_place(c, id,
+    'q|' .. bucket .. '|' .. via .. '|' .. stream_id .. '|' .. text_of(attempt) .. '|' .. instance .. '|' .. shape.text)
   if f[2] == HELD then release(c, held_for(c, instance), instance) end -- it has served, or resync knows better
   return stream_id
 end

@@ -152,7 +152,7 @@ local function take(c, instance, f, shape)
   local needs = shape.needs
   f[FIRST] = f[FIRST] - shape.slots
   for i = 1, #needs, 2 do f[needs[i]] = f[needs[i]] - needs[i + 1] end
-  if not f[CHANGED] then touch(c, instance, f) end
+  touch(c, instance, f)
 end
 
 local function give(c, instance, shape)
