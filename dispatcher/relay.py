@@ -120,7 +120,7 @@ class Relay:
             return (self._topics.results, b"", body, [])
         # What it says of itself may be anything: no time at all, or a new priority each time.
         if 0 < outcome.arrived_ms <= outcome.started_ms <= DEFAULT.time_ms and outcome.priority in PRIORITIES:
-            self._metrics.wait.observe(outcome.priority, (outcome.started_ms - outcome.arrived_ms) / 1000)
+            self._metrics.wait[outcome.priority].observe((outcome.started_ms - outcome.arrived_ms) / 1000)
         return (self._topics.results, outcome.id.encode(), body, content_headers(codec))
 
     def _dead(self, row: Outgoing, entry: Entry) -> Sequence[OutgoingRecord]:

@@ -23,6 +23,7 @@ from taskyard.schemas.entry import encode_entry
 from taskyard.schemas.errors import ConfigError, SchemaError
 from taskyard.schemas.nesting import is_msgpack_deep
 from taskyard.schemas.outcome import Outcome
+from taskyard.schemas.priority import PRIORITIES
 from taskyard.schemas.task import AgentType, Task, TaskId
 from taskyard.schemas.topics import topics
 
@@ -106,8 +107,9 @@ def test_outcomes_of_priorities_that_nobody_knows_make_no_metric_each() -> None:
         odd = Outcome(id="t", type="a", status="succeeded", attempt=1, priority=f"p{n}", arrived_ms=1, started_ms=2)
         relay.records(Outgoing("1-1", "outcome", JSON.encode_outcome(odd)))
 
-    names = [sample.labels["priority"] for family in metrics.wait.collect() for sample in family.samples]
-    assert names == []
+    (waits,) = [family for family in metrics.registry.collect() if family.name == "taskyard_wait_seconds"]
+    assert {sample.labels["priority"] for sample in waits.samples} == set(PRIORITIES)
+    assert all(sample.value == 0 for sample in waits.samples if sample.name.endswith("_count"))
 
 
 @pytest.mark.parametrize("field", ["id", "tenant", "instance", "receipt"])
