@@ -15,7 +15,8 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from bench.latency_stamps import stamp
-from bench.stalls import run_watched, stalls_file
+from bench.stalls import stalls_file, watched
+from taskyard.dispatcher.cli import loop
 
 _POLL_MS = 200
 _FETCH_WAIT_MS = 50
@@ -40,6 +41,6 @@ if __name__ == "__main__":
     address, read, count, home = sys.argv[1:]
     os.chdir(home)
     try:
-        run_watched(main(address, read, int(count)), stalls_file(Path(home), "reader"))
+        loop.run(watched(main(address, read, int(count)), stalls_file(Path(home), "reader")))
     except asyncio.CancelledError:
         sys.exit(0)

@@ -16,7 +16,6 @@ import struct
 import sys
 import time
 from collections.abc import Coroutine, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -97,15 +96,6 @@ def stalls_file(directory: Path, name: str) -> Path:
     return directory / f"{_PREFIX}{name}"
 
 
-def run_watched(main: Coroutine[Any, Any, T], file: Path) -> T:
-    """Run a coroutine to its end with a ticker, on the same kind of loop as a `taskyard` command."""
-    try:
-        import uvloop  # noqa: PLC0415 - optional
-    except ImportError:
-        return asyncio.run(watched(main, file))
-    return uvloop.run(watched(main, file))
-
-
 def command(directory: Path, line: Sequence[str]) -> tuple[str, ...]:
     """Make of the command line of a `taskyard` command (`rig.taskyard`) one with a ticker named after the command."""
     python, _, _, *words = line
@@ -118,8 +108,13 @@ def main(directory: str, name: str, words: Sequence[str]) -> int:
     from taskyard.dispatcher.cli import app, loop  # noqa: PLC0415
 
     os.chdir(directory)
+    file, run = stalls_file(Path(directory), name), loop.run
+
+    def run_watched(main: Coroutine[Any, Any, T]) -> T:
+        return run(watched(main, file))
+
     # The one place through which every command starts its loop; a command imports it when it runs.
-    loop.run = partial(run_watched, file=stalls_file(Path(directory), name))
+    loop.run = run_watched
     return app.run(words)
 
 
