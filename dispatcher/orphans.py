@@ -6,14 +6,10 @@ before it was applied. Then its record is read again, but a watermark that was s
 and its copy is all that a loss would leave. So nothing is said before all stored marks are below what is applied.
 """
 
-import structlog
-
-from taskyard.dispatcher.cell.contract import CellConfig, DispatcherCell, Incarnation
+from taskyard.dispatcher.cell.contract import CellConfig, DispatcherCell
 from taskyard.dispatcher.clients import History
 from taskyard.schemas.entry import decode_entry
 from taskyard.schemas.errors import SchemaError
-
-log = structlog.get_logger()
 
 _AT_ONCE = 1_000
 
@@ -38,7 +34,7 @@ async def _has_gone_back(cell: DispatcherCell, history: History) -> bool:
     """Whether a stored mark is above what is applied."""
     extents = await history.extents()
     marks = {name: mark.offset for name, mark in (await history.marks()).items() if name in extents}
-    stand = await cell.applied(list[Incarnation](marks))
+    stand = await cell.applied(list(marks))
     return any(offset > stand.get(name, extents[name].begin) for name, offset in marks.items())
 
 

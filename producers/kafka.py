@@ -258,9 +258,8 @@ class _PacedReading:
         self._topics, self._not_before_s = wanted, time.monotonic() + _METADATA_PAUSE_S
         try:
             return await self._read(cluster, topics)
-        except (
-            RuntimeError
-        ):  # uvloop's word for a connection that has just been closed: aiokafka's task would die of it
+        except RuntimeError:
+            # uvloop's word for a connection that has just been closed. aiokafka's task would die of it.
             return False
 
 

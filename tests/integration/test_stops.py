@@ -23,7 +23,7 @@ from tests.integration.stopping import DRAIN_S, Grounds, Process, open_grounds, 
 MOMENTS = int(os.environ.get("TASKYARD_STOPS", "7"))
 SEED = int(os.environ.get("TASKYARD_STOPS_SEED", "1"))
 # Beyond its drain: for the interpreter to start and end on a machine that is busy.
-MARGIN_S = 10.0
+MARGIN_S = 6.0
 # Each of a worker's rungs may take so long if the cell is away, and there are four that need it.
 RUNG_S = 5.0
 KINDS = ("dispatcher", "worker")
