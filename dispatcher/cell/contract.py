@@ -8,6 +8,8 @@ not answer raises (DependencyError). All times are the server's, Unix ms.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
+import msgspec
+
 from taskyard.dispatcher.cell.recovery import Incarnation, Opening, RecoveryCell
 from taskyard.dispatcher.core.snapshot import InstanceView, Report, ShapeView, Vector
 from taskyard.schemas.entry import Entry
@@ -37,7 +39,7 @@ class Range(NamedTuple):
     end: int
 
 
-class Planned(NamedTuple):
+class Planned(msgspec.Struct, frozen=True, gc=False):
     """One task of a batch. shape and candidates index `Batch.shapes` and `Batch.instances`; at most 3 candidates.
 
     entry: encoded by `schemas.entry`; its id, key and deadline are the task's.

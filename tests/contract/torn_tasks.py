@@ -3,6 +3,8 @@
 from operator import attrgetter
 from typing import Any
 
+from msgspec import structs
+
 from taskyard.dispatcher.cell.contract import Ending, Range, Registration, Running
 from tests.contract.rig import PARTITION, SOON_MS, UNENDING_MS, Rig
 from tests.contract.torn_cases import BIG, FAR_MS, OF_B, Call, Case, fill, overfill, running
@@ -33,7 +35,7 @@ async def a_batch_behind_parked_tasks_that_its_candidate_pulls(rig: Rig) -> Call
     await rig.park_beside_a_free_slot("i1", "waits", key=5, deadline_ms=FAR_MS)
     await rig.register("i2", "z", slots=2)
     batch = rig.batch([rig.entry("behind", key=6), rig.entry("z1", "n|z|slots=1|", key=7)], ["i1", "i2"])
-    batch = batch._replace(tasks=[task._replace(candidates=(n,)) for n, task in enumerate(batch.tasks)])
+    batch = batch._replace(tasks=[structs.replace(task, candidates=(n,)) for n, task in enumerate(batch.tasks)])
 
     return Call(lambda: rig.cell.apply(batch), "p1", of=attrgetter("results"))
 
