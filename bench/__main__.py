@@ -6,6 +6,7 @@ import logging
 import platform
 import sys
 import time
+from ctypes.util import find_library
 from pathlib import Path
 
 from rich.console import Console
@@ -30,7 +31,8 @@ def main() -> int:
     began_s = time.monotonic()
     # A topic that was made a moment ago is not known to every client at once; aiokafka tells of each new attempt.
     logging.getLogger("aiokafka").setLevel(logging.ERROR)
-    with embedded.start(on_progress=_say) as services:
+    _say(f"Valkey's allocator: {options.allocator or 'malloc of the C library; its own packages have jemalloc'}")
+    with embedded.start(allocator=options.allocator, on_progress=_say) as services:
         rows = [row for row in _rows(Rig(services), options) if options.only in ("", row.name)]
         found = [measure(row, options.pairs, _say) for row in rows]
     show(found, console)
@@ -83,6 +85,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=0, help="pairs of runs for each row (default 5; 1 in a smoke)")
     parser.add_argument("--tasks", type=int, default=0, help="tasks in a run (default: enough for a second or more)")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="a recorded workload for the rows of `wait`")
+    parser.add_argument(
+        "--allocator", default=find_library("jemalloc") or "", metavar="LIBRARY",
+        help="what Valkey uses instead of malloc; '' nothing (default: jemalloc if the machine has it)",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every run to a file too")
     parser.add_argument("--smoke", action="store_true", help="tiny, without the peers: does everything work?")
     options = parser.parse_args()

@@ -68,17 +68,19 @@ def start(
     kafka_port: int = 0,
     redis_port: int = 0,
     appendonly: AppendFsync = "everysec",
+    allocator: str = "",
     on_progress: OnProgress = _silent,
 ) -> Generator[Services]:
     """Run Kafka and Valkey beside each other until the block is left.
 
     directory: kept and used again if given, else a temporary one. Ports: 0 takes a free one.
+    allocator: a shared library that Valkey uses instead of the C library's malloc.
     on_progress: called with a line for a person, from this thread.
     Raises ServiceError if one cannot be had; then neither is left running.
     Cost: 2 to 4 s; the first time 43 MB are fetched.
     """
     with _directory(directory) as home, _sigterm_leaves_the_block(), contextlib.ExitStack() as stack:
-        valkey = Valkey(home / "valkey", redis_port, appendonly=appendonly)
+        valkey = Valkey(home / "valkey", redis_port, appendonly=appendonly, allocator=allocator)
         kafka = Kafka(home / "kafka", kafka_port, on_progress=on_progress)
         # Left in reverse: Kafka first, so that nothing more comes in; then the state it was applied to.
         stack.callback(valkey.stop)

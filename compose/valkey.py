@@ -2,7 +2,8 @@
 
 import contextlib
 import importlib.util
-from collections.abc import Generator, Sequence
+import os
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +25,13 @@ class Valkey(Server):
     ready_within_s = 60.0
     stop_within_s = 10.0
 
-    def __init__(self, directory: Path, port: int = 0, *, appendonly: AppendFsync = "everysec") -> None:
+    def __init__(
+        self, directory: Path, port: int = 0, *, appendonly: AppendFsync = "everysec", allocator: str = ""
+    ) -> None:
+        """allocator: a shared library to use instead of the C library's malloc, the only one that this build has."""
         super().__init__(directory, port)
         self._appendonly = appendonly
+        self._allocator = allocator
 
     @property
     def url(self) -> str:
@@ -47,6 +52,10 @@ class Valkey(Server):
             "aof-load-truncated": "yes",
         }
         return [str(_program()), *(part for name, value in settings.items() for part in (f"--{name}", value))]
+
+    def environment(self) -> Mapping[str, str] | None:
+        """Ours, and the allocator's name for the dynamic linker."""
+        return {**os.environ, "LD_PRELOAD": self._allocator} if self._allocator else None
 
     def ask(self, *words: str | int) -> Any:
         """Run one command, as an operator would at the server itself. Raises ServiceError if it is refused."""

@@ -140,6 +140,16 @@ def test_valkey_runs_functions_and_takes_no_snapshots(own: Services) -> None:
         assert client.config_get("appendfsync") == {"appendfsync": "everysec"}
 
 
+def test_valkey_runs_with_another_allocator(tmp_path: Path) -> None:
+    library = "libanl.so.1"  # no allocator, but on every machine with this C library, and not loaded otherwise
+    server = Valkey(tmp_path, allocator=library)
+    server.start()
+    try:
+        assert library in Path(f"/proc/{server.pid}/maps").read_text()
+    finally:
+        server.stop()
+
+
 def test_both_listen_on_this_machine_only(own: Services) -> None:
     # A server on all addresses would answer here too: the whole of 127.0.0.0/8 is this machine.
     for port in (own.kafka_server.port, own.redis_server.port):
