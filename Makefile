@@ -55,7 +55,7 @@ types: dev ## the type checker, strict
 	@echo "==> pyright"
 	@$(BIN)/pyright
 
-bench: dev ## every figure with its baseline, half an hour: make bench ARGS="--only dispatch"
+bench: dev ## every figure with its baseline, a few hours: make bench ARGS="--only dispatch"
 	@$(BIN)/python -m bench $(ARGS)
 
 soak: dev ## half load for half an hour, is memory flat?: make soak ARGS="--minutes 120 --json FILE"
