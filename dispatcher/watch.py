@@ -10,6 +10,9 @@ from taskyard.dispatcher.metrics import Metrics
 _WHOLE_EVERY_S = 1.0
 # Reading takes at most this share of the loop's time, whatever the size of the fleet.
 _SHARE = 0.1
+# But it pauses no longer than a fleet of 10,000 asks for, well below the age at which a view is no ground to place on:
+# what took long may have been a slow link, where the loop only waited, and the tick settles by this view.
+_LONGEST_PAUSE_S = 2.0
 
 
 class Watch:
@@ -34,7 +37,7 @@ class Watch:
             self._whole_s = time.monotonic()
             await self._measure()
         took_s = time.monotonic() - began_s
-        self._not_before_s = began_s + took_s / _SHARE
+        self._not_before_s = began_s + min(took_s / _SHARE, took_s + _LONGEST_PAUSE_S)
 
     async def _refreshed(self) -> bool:
         vectors = await self._view.vectors()

@@ -119,6 +119,8 @@ class Fleet:
         self.seen_ms = 0.0
         # No heap is rebuilt before, so that planning for many shapes on a large fleet leaves time for the rest.
         self.rebuild_at_ms = 0.0
+        # When one was rebuilt last. A time before that tells that the clock was set back.
+        self.rebuilt_ms = 0.0
         self._by_type: dict[str, dict[str, Instance]] = {}
         self._pools: dict[str, Pool] = {}
 

@@ -41,7 +41,7 @@ def plan(shapes: Sequence[str], fleet: Fleet, *, now_ms: float, tie: Callable[[]
     decisions: list[Decision] = []
     for text, run in groupby(shapes):
         pool = fleet.pool(text)
-        if pool.is_stale and (pool.is_new or now_ms >= fleet.rebuild_at_ms):
+        if pool.is_stale and (pool.is_new or _may_rebuild(fleet, now_ms)):
             _rebuild(pool, fleet, now_ms, tie)
         count = len(list(run))
         placed = _least_loaded(pool, count, fleet.policy, now_ms, tie)
@@ -49,6 +49,11 @@ def plan(shapes: Sequence[str], fleet: Fleet, *, now_ms: float, tie: Callable[[]
         if len(placed) < count:
             decisions += [Decision((), 0.0, 0.0, 0, _why(pool, fleet))] * (count - len(placed))
     return decisions
+
+
+def _may_rebuild(fleet: Fleet, now_ms: float) -> bool:
+    # A wall clock may be set back by minutes, through which no heap would be rebuilt.
+    return now_ms >= fleet.rebuild_at_ms or now_ms < fleet.rebuilt_ms
 
 
 def _rebuild(pool: Pool, fleet: Fleet, now_ms: float, tie: Callable[[], float]) -> None:
@@ -61,6 +66,7 @@ def _rebuild(pool: Pool, fleet: Fleet, now_ms: float, tie: Callable[[], float]) 
     ]
     heapify(pool.heap)
     pool.is_new = pool.is_stale = False
+    fleet.rebuilt_ms = now_ms
     fleet.rebuild_at_ms = now_ms + _REBUILD_MS * len(pool.members) / _REBUILD_SHARE
 
 

@@ -7,9 +7,10 @@ import asyncio
 import heapq
 import itertools
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
-from tests.simulation.process import Process, process_of
+from tests.simulation.process import Process, nobody, process_of
 
 # Handles that run without time passing: more of them is a loop that spins.
 _SPINS = 20_000
@@ -36,6 +37,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._now_s = 0.0
         self._numbers = itertools.count(1)
         self._spins = 0
+        # Told before time moves on, and to when: until then nothing happens. Set by the owner.
+        self.on_move: Callable[[float], None] = nobody
 
     def time(self) -> float:
         """Seconds since the beginning of the world."""
@@ -82,6 +85,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if not self._scheduled:
             raise Stuck("nothing is left to happen")
         if self._scheduled[0]._when > self._now_s:
+            self.on_move(self._scheduled[0]._when)
             self._now_s = self._scheduled[0]._when
             self._spins = 0
 

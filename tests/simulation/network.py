@@ -14,6 +14,8 @@ Fate = Literal["fine", "slow", "lost_request", "lost_reply", "late", "twice", "e
 TIMEOUT_S = {"cell": 0.8, "kafka": 1.2}
 """How long a client waits for an answer."""
 
+# So long after the first time a request may come once more.
+_REPEATED_S = 1.0
 _FATES: tuple[Fate, ...] = ("slow", "lost_request", "lost_reply", "late", "twice", "error")
 
 
@@ -49,6 +51,8 @@ class Network:
         self.troubles: list[Trouble] = []
         self.traps: list[Trap] = []
         self.fates: Counter[str] = Counter()
+        # By then each call that fared badly has been answered or given up, and what was late of it has come.
+        self._stray_until_s = 0.0
         # Told of each call that a server has answered. Set by the owner.
         self.on_call: Callable[[Process, str, object, object], None] = nobody
 
@@ -56,6 +60,11 @@ class Network:
         """Let all go well from now on."""
         self.troubles.clear()
         self.traps.clear()
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether all calls go well, and what is left of those that did not is over."""
+        return not self.troubles and self._loop.time() >= self._stray_until_s
 
     def _fate(self, process: Process, service: Service, call: str) -> Fate:
         if not self.troubles:
@@ -68,6 +77,11 @@ class Network:
                 return self._chance.choice(trouble.fates)
         return "fine"
 
+    def _note_stray(self, service: Service, fate: Fate, request_s: float) -> None:
+        self.fates[f"{service} {fate}"] += 1
+        over_s = max(request_s, TIMEOUT_S[service]) + (_REPEATED_S if fate == "twice" else 0)
+        self._stray_until_s = max(self._stray_until_s, self._loop.time() + over_s)
+
     async def ask(
         self, process: Process, service: Service, call: str, effect: Callable[[], Any], told: object = None
     ) -> Any:
@@ -78,14 +92,14 @@ class Network:
         if process.is_dead:
             raise asyncio.CancelledError
         fate = self._fate(process, service, call)
-        if fate != "fine":
-            self.fates[f"{service} {fate}"] += 1
         reply: asyncio.Future[Any] = self._loop.create_future()
         request_s, timeout_s = self._chance.uniform(0.0002, 0.002), TIMEOUT_S[service]
         if fate == "slow":
             request_s = self._chance.uniform(0.01, timeout_s * 0.9)
         elif fate == "late":
             request_s = timeout_s * self._chance.uniform(1.0, 2.5)
+        if fate != "fine":
+            self._note_stray(service, fate, request_s)
         exchange = _Exchange(self, process, call, effect, told, fate, reply)
         if fate == "error":
             self._loop.call_later(request_s, _fail, reply, f"{service} refused {call}", context=NOWHERE)
@@ -96,7 +110,7 @@ class Network:
             gives_up_s = timeout_s * self._chance.choice((0.05, 1.0)) if fate == "lost_reply" else timeout_s
             self._loop.call_later(gives_up_s, _fail, reply, f"{service} did not answer {call}")
         if fate == "twice":
-            self._loop.call_later(request_s + self._chance.uniform(0.01, 1.0), exchange.repeat, context=NOWHERE)
+            self._loop.call_later(request_s + self._chance.uniform(0.01, _REPEATED_S), exchange.repeat, context=NOWHERE)
         self._spring(call, process, is_before=True)
         return await reply
 

@@ -9,7 +9,7 @@ import pytest
 
 _ROOT = Path(__file__).parents[2]
 _SEEDS = 200
-_ONCE_BROKEN = (1052, 1521, 2225, 5288, 10386, 10432, 10702, 20407, 30714, 30965, 34107, 50960, 72364)
+_ONCE_BROKEN = (1052, 1521, 2225, 5288, 10386, 10432, 10702, 20407, 30714, 30965, 34107, 50960, 72364, 101651)
 """Seeds that have found faults of the product, or of the judge."""
 _AGAIN = """
 import sys

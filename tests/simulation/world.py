@@ -83,6 +83,9 @@ class World:
         self.owners: dict[str, Process] = {}
         self.is_rolling_back = False
         self.is_ending = False
+        # When something was last wrong.
+        self.disturbed_s = 0.0
+        loop.on_move = self._moving
         self.crews = {crew.name: crew for crew in scene.crews}
         self.slowness: defaultdict[str, float] = defaultdict(lambda: 1.0)
         self.topics = topics(scene.settings.prefix)
@@ -334,13 +337,18 @@ class World:
 
     # What is left to do.
 
+    def _moving(self, to_s: float) -> None:
+        # Whatever is wrong is so until then. Who asks `is_calm` from time to time misses what is over by then.
+        if not self.is_calm:
+            self.disturbed_s = to_s
+
     @property
     def is_calm(self) -> bool:
         """Whether nothing is wrong at this moment."""
         is_served = not (self.server.is_down or self.server.is_full or self.broker.is_down or self.is_rolling_back)
         is_there = len(self.living) == len(self.scene.dispatchers) + len(self.crews)
         is_moving = all(running.process.frozen is None for running in self.living.values())
-        return is_served and is_there and is_moving and not self.network.troubles and not self.is_ending
+        return is_served and is_there and is_moving and self.network.is_quiet and not self.is_ending
 
     @property
     def is_done(self) -> bool:

@@ -242,6 +242,15 @@ def test_many_shapes_do_not_rebuild_their_heaps_all_at_once() -> None:
     assert [fleet.pool(text).is_stale for text in wanted] == [False, True, True]
 
 
+def test_heaps_are_rebuilt_though_the_clock_was_set_back() -> None:
+    fleet = fleet_of(instance("i", capacity={"slots": 1}, free={"slots": 0}))
+    planned(["n|a|slots=1|"], fleet)
+
+    fleet.refresh({"i": Vector("abcd", "open", 0, (1,))}, now_ms=NOW_MS - 600_000)
+
+    assert planned(["n|a|slots=1|"], fleet, now_ms=NOW_MS - 600_000) == ["i"]
+
+
 def test_a_refresh_that_shows_another_fleet_says_so() -> None:
     fleet = fleet_of(instance("i", free={"slots": 1}))
 
