@@ -143,7 +143,7 @@ class Lane:
     async def _send(self, chunk: Chunk) -> None:
         arrivals = sorted(chunk.arrivals, key=_by_key)
         seed = secrets.randbits(32)
-        now_ms = time.time() * 1000
+        now_ms = self._fleet.time_ms(time.monotonic())
         decisions = plan([a.shape for a in arrivals], self._fleet, now_ms=now_ms, tie=random.Random(seed).random)
         batch = batch_of(
             chunk, arrivals, decisions, policy=self._fleet.policy.name, seed=seed,

@@ -220,7 +220,7 @@ class Dispatcher:
             now_s = time.monotonic()
             self.health.beat_s = now_s
             self.health.parts = {
-                "cell": time.time() * 1000 - self._fleet.seen_ms < _STALE_VIEW_MS,
+                "cell": self._fleet.time_ms(now_s) - self._fleet.seen_ms < _STALE_VIEW_MS,
                 "history": self._recovery.is_begun,
                 "intake": all(lane.is_positioned for lane in self._lanes),
             }

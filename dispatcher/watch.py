@@ -2,7 +2,7 @@
 
 import time
 
-from taskyard.dispatcher.cell.contract import FleetView
+from taskyard.dispatcher.cell.contract import FleetView, Level
 from taskyard.dispatcher.core.fleet import Fleet
 from taskyard.dispatcher.metrics import Metrics
 
@@ -31,20 +31,21 @@ class Watch:
         if began_s < self._not_before_s:
             return
         if began_s - self._whole_s >= _WHOLE_EVERY_S or not await self._refreshed():
+            level = await self._view.level()
+            self._fleet.tell_time(level.now_ms, mono_s=time.monotonic())
             resources = await self._view.resources()
             views = await self._view.instances()
-            self._fleet.replace(views, resources, now_ms=time.time() * 1000)
+            self._fleet.replace(views, resources, now_ms=self._fleet.time_ms(time.monotonic()))
             self._whole_s = time.monotonic()
-            await self._measure()
+            self._measure(level)
         took_s = time.monotonic() - began_s
         self._not_before_s = began_s + min(took_s / _SHARE, took_s + _LONGEST_PAUSE_S)
 
     async def _refreshed(self) -> bool:
         vectors = await self._view.vectors()
-        return self._fleet.refresh(vectors, now_ms=time.time() * 1000)
+        return self._fleet.refresh(vectors, now_ms=self._fleet.time_ms(time.monotonic()))
 
-    async def _measure(self) -> None:
-        level = await self._view.level()
+    def _measure(self, level: Level) -> None:
         self._metrics.parked.set(level.parked)
         self._metrics.parked_bytes.set(level.parked_bytes)
         self._metrics.later.set(level.later)

@@ -117,12 +117,22 @@ class Fleet:
         self.resources: tuple[str, ...] = ("slots",)
         self.instances: dict[str, Instance] = {}
         self.seen_ms = 0.0
+        # How far the cell's clock is ahead of the monotonic one of this process. Written by `tell_time` alone.
+        self._ahead_ms = 0.0
         # No heap is rebuilt before, so that planning for many shapes on a large fleet leaves time for the rest.
         self.rebuild_at_ms = 0.0
-        # When one was rebuilt last. A time before that tells that the clock was set back.
+        # When one was rebuilt last. A time before that tells that the cell's clock was set back, as by a failover.
         self.rebuilt_ms = 0.0
         self._by_type: dict[str, dict[str, Instance]] = {}
         self._pools: dict[str, Pool] = {}
+
+    def tell_time(self, now_ms: float, *, mono_s: float) -> None:
+        """The cell's clock showed now_ms when this process's monotonic one stood at mono_s."""
+        self._ahead_ms = now_ms - 1000 * mono_s
+
+    def time_ms(self, mono_s: float) -> float:
+        """What the cell's clock shows at mono_s: instances were registered by that, and wall clocks here may differ."""
+        return 1000 * mono_s + self._ahead_ms
 
     def replace(self, views: Iterable[InstanceView], resources: tuple[str, ...], *, now_ms: float) -> None:
         """Take over the whole fleet, as read from the cell at now_ms. Pools are kept: most of it is as it was."""

@@ -52,7 +52,7 @@ def plan(shapes: Sequence[str], fleet: Fleet, *, now_ms: float, tie: Callable[[]
 
 
 def _may_rebuild(fleet: Fleet, now_ms: float) -> bool:
-    # A wall clock may be set back by minutes, through which no heap would be rebuilt.
+    # A clock may be set back by minutes, through which no heap would be rebuilt.
     return now_ms >= fleet.rebuild_at_ms or now_ms < fleet.rebuilt_ms
 
 

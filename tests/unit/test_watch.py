@@ -63,3 +63,19 @@ async def test_after_a_slow_reading_the_fleet_is_read_again_in_ten_times_as_long
 
     assert before
     assert not fleet.instances["i"].is_open
+
+
+async def test_the_age_of_an_instance_is_told_by_the_cells_clock_whatever_ours_shows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, fleet = Clock(), Fleet(LeastAgentLoad())
+    monkeypatch.setattr("taskyard.dispatcher.watch.time", clock)
+    cells_ms = 10_000_000_000
+    cell = TwinCell(random.Random(1), lambda: cells_ms)
+    await cell.open(Settings().cell_config())
+    await cell.register("i", "epoch", Registration(("a",), {"slots": 2}, {}, 3_600_000))
+
+    await Watch(cell, fleet, Metrics()).step()
+
+    assert fleet.time_ms(clock.now_s + 7) - fleet.instances["i"].registered_ms == 7_000
+    assert fleet.seen_ms == cells_ms
