@@ -34,9 +34,9 @@ from taskyard.dispatcher.cell.contract import (
 from taskyard.dispatcher.cell.recovery import BUCKET_MS, Incarnation, OldTasks, Opening
 
 _pack = msgspec.msgpack.Encoder().encode
-# Shape and three candidates of a task.
+# Shape and three candidates of a task, numbered from 1.
 _pack_choice = struct.Struct("<4H").pack
-_NOBODY = (0xFFFF,) * 3
+_NOBODY = (0,) * 3
 
 _PAGE = 1_000  # ids in one call
 _RESTORED = 100  # entries in one call
@@ -182,7 +182,10 @@ class RedisCell:
             raise ValueError(f"{len(batch.tasks)} tasks in one batch; at most {MAX_BATCH}")
         instances = list(chain.from_iterable(batch.instances))
         header = _pack((batch.ranges, instances, batch.shapes, batch.parked_permille))
-        choices = [_pack_choice(t.shape, *t.candidates, *_NOBODY[len(t.candidates) :]) for t in batch.tasks]
+        choices = [
+            _pack_choice(t.shape + 1, *[at + 1 for at in t.candidates], *_NOBODY[len(t.candidates) :])
+            for t in batch.tasks
+        ]
         entries = [task.entry for task in batch.tasks]
         words = (header, b"".join(choices), len(entries), *entries, *batch.refused)
         kind, *reply = await self._call("apply", *words, on_sent=on_sent)

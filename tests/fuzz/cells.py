@@ -70,8 +70,8 @@ def _apply(rng: Random) -> list[Any]:
         )
         for task_id, shape in zip(ids, shapes, strict=True)
     ]
-    candidates = (0, 0, 1, 2, 65_535, 65_535)
-    choices = [struct.pack("<4H", shape, *(rng.choice(candidates) for _ in range(3))) for shape in shapes]
+    candidates = (0, 0, 1, 2, 3, 65_535)
+    choices = [struct.pack("<4H", shape + 1, *(rng.choice(candidates) for _ in range(3))) for shape in shapes]
     ranges: Any = [("p:0", 0, len(entries))]
     instances: Any = [("i1", _EPOCH[:4]), ("i2", "bbbb")]
     if not rng.randrange(3):

@@ -3,7 +3,7 @@
 -- KEYS[1]  root
 -- ARGV[1]  MessagePack [ranges, instances, shapes, parked_permille]: ranges [[partition, start, end]...],
 --          instances [id, tag...], shapes [text...]
--- ARGV[2]  per task 4 x u16, little-endian: shape, candidate, candidate, candidate; from 0, 65535 is none
+-- ARGV[2]  per task 4 x u16, little-endian: shape, candidate, candidate, candidate; from 1, 0 is none
 -- ARGV[3]  number of tasks n; then n entries in order of their keys; then any number of refused records
 -- reply    ok, one byte per task (1 2 3 candidate, o open set, p parked, k known, x dead: its deadline has passed),
 --          parked, outbox, now
@@ -122,7 +122,7 @@ end
 local VIA = { '1', '2', '3' }
 
 -- Place, or park, one task that the cell did not know. b: names, valid and pullers of the batch; n1 n2 n3: the task's
--- candidates in names; of one that is none names knows nothing.
+-- candidates in names, 0 none.
 local function place_new(c, b, entry, id, shape, order_key, deadline, bucket, n1, n2, n3)
   local names, valid = b.names, b.valid
   if head_of(c, shape) <= order_key then -- behind an earlier one; the candidates then pull whichever is first
@@ -167,7 +167,7 @@ local function place_all(c, b, args, n, shapes)
       known[id] = true
       -- Four u16 by their bytes: to unpack them takes four times as long.
       local s, s_high, n1, n1_high, n2, n2_high, n3, n3_high = byte(choices, 8 * i - 7, 8 * i)
-      local shape, bucket = shapes[s + 256 * s_high + 1], bucket_of(c, arrived[i])
+      local shape, bucket = shapes[s + 256 * s_high], bucket_of(c, arrived[i])
       if shape.text ~= texts[i] then error('an entry of another shape than its task: ' .. texts[i]) end
       count_unfinished(c, bucket, 1)
       if deadlines[i] > 0 and deadlines[i] < c.now then
@@ -175,7 +175,7 @@ local function place_all(c, b, args, n, shapes)
         results[i] = 'x'
       else
         results[i] = place_new(c, b, entry, id, shape, keys[i], deadlines[i], bucket,
-          n1 + 256 * n1_high + 1, n2 + 256 * n2_high + 1, n3 + 256 * n3_high + 1)
+          n1 + 256 * n1_high, n2 + 256 * n2_high, n3 + 256 * n3_high)
       end
     end
   end
