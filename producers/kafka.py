@@ -5,6 +5,7 @@ Its errors become ours, every wait has an end, and an idempotent client that has
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from typing import Any, NamedTuple
@@ -215,6 +216,9 @@ class KafkaLink:
         try:
             client = AIOKafkaProducer(**options)
             client.client._metadata_update = _PacedReading(client.client._metadata_update)  # noqa: SLF001
+            # A batch that waits for a leader aiokafka drops after the request timeout, though its sequence counts it:
+            # the broker refuses all that follows. With us it stays; our waits have ends of their own.
+            client._message_accumulator._batch_ttl = math.inf  # noqa: SLF001
             await self._timed(client.start(), "answer")
         except BaseException as error:
             if client is not None:

@@ -286,6 +286,41 @@ async def test_a_client_that_has_lost_its_sequence_is_replaced(
     assert client_of(producer) is not lost
 
 
+class Leaderless:
+    """The cluster as a client sees it that has read, while the only broker was stopping, that nobody leads."""
+
+    def __init__(self, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._patch = monkeypatch
+        self._patch.setattr(client.client.cluster, "leader_for_partition", self._leader)
+
+    def _leader(self, _partition: object) -> int:
+        return -1
+
+    def end(self) -> None:
+        self._patch.undo()
+
+
+async def test_what_waits_longer_than_its_time_for_a_leader_arrives_and_the_client_keeps_its_sequence(
+    kafka_address: str, cell_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Producer(kafka_address, prefix=cell_prefix, timeout_s=1.0) as producer:
+        await producer.publish_many([a_task() for _ in range(30)])
+        client = client_of(producer)
+        away = Leaderless(client, monkeypatch)
+        sent = [await producer.send(a_task()) for _ in range(30)]
+        unanswered = [await refused_within(5, sent[0]) for _ in range(2)]
+
+        away.end()
+        for acknowledgement in sent:
+            await acknowledgement
+        await producer.publish_many([a_task() for _ in range(30)])
+
+        assert client_of(producer) is client
+
+    assert all("publish again with the same id" in str(error) for error in unanswered)
+    assert len(await records(kafka_address, cell_prefix)) == 90
+
+
 async def test_a_topic_that_takes_less_is_told_and_the_next_task_is_published(kafka_address: str, prefix: str) -> None:
     await create_topics(kafka_address, prefix, {"max.message.bytes": "1000"})
 
