@@ -256,9 +256,12 @@ async def test_a_missing_topic_is_told_in_time_with_what_to_do(kafka_address: st
     assert "start a dispatcher" in str(error)
 
 
+def link_of(producer: Producer) -> Any:
+    return vars(producer)["_link"]
+
+
 def client_of(producer: Producer) -> Any:
-    link: Any = vars(producer)["_link"]
-    return link._client
+    return link_of(producer)._client
 
 
 def lose_sequence(producer: Producer, prefix: str) -> None:
@@ -284,6 +287,29 @@ async def test_a_client_that_has_lost_its_sequence_is_replaced(
     assert len({record.key for record in found}) == 90
     assert {task_id.encode() for task_id in ids} < {record.key for record in found}
     assert client_of(producer) is not lost
+
+
+async def test_all_that_a_client_has_lost_is_sent_again_at_once_not_each_when_it_is_waited_for(
+    producer: Producer, kafka_address: str, cell_prefix: str
+) -> None:
+    await producer.publish_many([a_task() for _ in range(30)])
+    lose_sequence(producer, cell_prefix)
+    sent = [await producer.send(a_task()) for _ in range(300)]
+
+    await sent[0]
+    await producer.flush()
+
+    # Nobody has waited for the others.
+    assert len({record.key for record in await records(kafka_address, cell_prefix)}) == 330
+    for acknowledgement in sent:
+        await acknowledgement
+
+
+async def test_an_acknowledgement_that_nobody_holds_is_let_go(producer: Producer) -> None:
+    for _ in range(5_000):
+        await producer.send(a_task())
+
+    assert len(link_of(producer)._given) < 2_000
 
 
 class Leaderless:
