@@ -4,8 +4,11 @@ Its errors become ours, every wait has an end, and an idempotent client that has
 """
 
 import asyncio
+import contextlib
 import logging
+import math
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -33,6 +36,9 @@ _STOP_TIMEOUT_S = 5.0
 _ATTEMPTS = 3
 """How often one record is sent by a new client. One is enough unless the broker loses its producers' state twice."""
 
+_LEAST_SWEPT = 1_024
+"""Acknowledgements that were given out before those that nobody holds any more are let go."""
+
 # What an idempotent client cannot come back from: every later batch of the partition is refused as well.
 _LOST = (
     InvalidProducerEpoch,
@@ -42,6 +48,9 @@ _LOST = (
     ProducerFenced,
     UnknownProducerId,
 )
+
+TURN = 128
+"""Sends after which others get a turn of the loop: a send waits only for room, and filling the buffer takes 25 ms."""
 
 _METADATA_PAUSE_S = 0.2
 """Between two readings of the same topics' leaders. Kafka's own backoff is 0.1 s; an outage lasts many."""
@@ -68,12 +77,12 @@ class Acknowledgement:
     Raises DependencyError if Kafka refuses the record or does not answer in time; it may still have arrived.
     """
 
-    __slots__ = ("_client", "_link", "_record", "_sent")
+    __slots__ = ("__weakref__", "_client", "_link", "_sent", "record")
 
     def __init__(self, link: "KafkaLink", record: Record, client: Any, sent: "asyncio.Future[Any]") -> None:
         self._link = link
-        self._record = record
-        # Both written again by `_wait` alone, when the record is sent by a new client.
+        self.record = record
+        # Both written again by `now_with` alone, when the record is sent by a new client.
         self._client = client
         self._sent = sent
 
@@ -81,25 +90,38 @@ class Acknowledgement:
         """Whether awaiting it returns at once, or all but."""
         return self._sent.done()
 
+    def is_lost_with(self, client: Any) -> bool:
+        """Whether that client had it and has lost it with its sequence."""
+        if self._client is not client or not self._sent.done():
+            return False
+        error = self._sent.exception()
+        return error is not None and _is_lost(error)
+
+    def now_with(self, client: Any, sent: "asyncio.Future[Any]") -> None:
+        """Wait for this answer instead, of a client that has taken the record anew."""
+        self._client, self._sent = client, sent
+
     def __await__(self) -> Generator[Any, None, None]:
         return self._wait().__await__()
 
     async def _wait(self) -> None:
         link = self._link
         for _ in range(_ATTEMPTS):
-            sent = self._sent
+            # Both of one moment: while we wait another's renewal may send the record again.
+            client, sent = self._client, self._sent
             if not sent.done():
                 # Not `wait_for`: cancelling the future would hide whether the record arrived.
                 await asyncio.wait([sent], timeout=link.timeout_s)
             if not sent.done():
-                raise link.unanswered(f"acknowledge a record on {self._record.topic}")
+                raise link.unanswered(f"acknowledge a record on {self.record.topic}")
             error = sent.exception()
             if error is None:
                 return
             if not _is_lost(error):
-                raise link.refused(error, self._record.topic) from error
-            await link.renew(self._client)
-            self._client, self._sent = await link.enqueue(self._record)
+                raise link.refused(error, self.record.topic) from error
+            await link.renew(client)
+            if self._sent is sent:  # not sent again yet, or there was no room for it
+                self.now_with(*await link.enqueue(self.record))
         raise DependencyError(f"{link.bootstrap} has refused the producer's sequence {_ATTEMPTS} times; publish again")
 
 
@@ -119,6 +141,9 @@ class KafkaLink:
         self._client: Any = None
         self._renewing = asyncio.Lock()
         self._known_topics: set[str] = set()
+        # What somebody still holds, in the order of sending, and some that nobody does. Written by send.
+        self._given: list[weakref.ref[Acknowledgement]] = []
+        self._sweep_at = _LEAST_SWEPT
 
     async def start(self) -> None:
         """Connect. Raises DependencyError if Kafka does not answer, ConfigError if the address cannot be one."""
@@ -141,37 +166,65 @@ class KafkaLink:
         Cost: about 15 us, most of it aiokafka's; 20 us with the checks of `Producer.send`.
         """
         client, sent = await self.enqueue(record)
-        return Acknowledgement(self, record, client, sent)
+        acknowledgement = Acknowledgement(self, record, client, sent)
+        self._given.append(weakref.ref(acknowledgement))
+        if len(self._given) >= self._sweep_at:
+            self._given = [given for given in self._given if given() is not None]
+            self._sweep_at = _LEAST_SWEPT + 2 * len(self._given)
+        return acknowledgement
 
     async def enqueue(self, record: Record) -> tuple[Any, "asyncio.Future[Any]"]:
         """As `send`, but returns the client that took the record and its future."""
-        topic, key, value, headers = record
-        if topic not in self._known_topics:
-            await self._find_topic(topic)
+        if record.topic not in self._known_topics:
+            await self._find_topic(record.topic)
         for _ in range(_ATTEMPTS):
             client = self._running()
             try:
-                async with asyncio.timeout(self._max_wait_s):
-                    return client, await client.send(topic, value=value, key=key, headers=headers)
-            except (TimeoutError, KafkaTimeoutError) as error:
-                raise Backpressure(
-                    f"no room for {self._max_wait_s:g} s in the buffer of {topic}; publish slower, wait longer, or see"
-                    f" whether Kafka at {self.bootstrap} answers: `taskyard doctor`"
-                ) from error
+                return client, await self._put(client, record)
             except KafkaError as error:
                 if not _is_lost(error):
-                    raise self.refused(error, topic) from error
+                    raise self.refused(error, record.topic) from error
                 await self.renew(client)
         raise DependencyError(f"no producer of {self.bootstrap} stays alive; see its log, then publish again")
 
     async def renew(self, lost: Any) -> None:
-        """Replace a client that has lost its sequence, unless another caller has done so. Raises DependencyError."""
+        """Replace a client that has lost its sequence and send again what it has lost, unless another caller has.
+
+        What finds no room stays lost, until somebody waits for it. Raises DependencyError.
+        """
         async with self._renewing:
             if self._client is not lost:
                 return
-            client = await self._connect()
-            self._client = client
+            client = self._client = await self._connect()
+        # Closed, it has nothing that is not acknowledged or refused. Others need not wait for this: whoever waits for a
+        # record that is not sent again yet does it; twice does no harm.
         await _close(lost, _STOP_TIMEOUT_S)
+        await self._send_again(lost, client)
+
+    async def _send_again(self, lost: Any, client: Any) -> None:
+        # Together: who waits for one after the other would send them so, a round trip each, and stay behind for long.
+        count = 0
+        with contextlib.suppress(Backpressure, KafkaError):
+            for given in tuple(self._given):
+                acknowledgement = given()
+                if acknowledgement is None or not acknowledgement.is_lost_with(lost):
+                    continue
+                acknowledgement.now_with(client, await self._put(client, acknowledgement.record))
+                count += 1
+                if count % TURN == 0:
+                    await asyncio.sleep(0)
+        log.warning("producer_renewed", extra={"sent_again": count})
+
+    async def _put(self, client: Any, record: Record) -> "asyncio.Future[Any]":
+        topic, key, value, headers = record
+        try:
+            async with asyncio.timeout(self._max_wait_s):
+                return await client.send(topic, value=value, key=key, headers=headers)
+        except (TimeoutError, KafkaTimeoutError) as error:
+            raise Backpressure(
+                f"no room for {self._max_wait_s:g} s in the buffer of {topic}; publish slower, wait longer, or see"
+                f" whether Kafka at {self.bootstrap} answers: `taskyard doctor`"
+            ) from error
 
     def unanswered(self, what: str) -> DependencyError:
         """The error for a wait that took too long."""
@@ -215,6 +268,9 @@ class KafkaLink:
         try:
             client = AIOKafkaProducer(**options)
             client.client._metadata_update = _PacedReading(client.client._metadata_update)  # noqa: SLF001
+            # A batch that waits for a leader aiokafka drops after the request timeout, though its sequence counts it:
+            # the broker refuses all that follows. With us it stays; our waits have ends of their own.
+            client._message_accumulator._batch_ttl = math.inf  # noqa: SLF001
             await self._timed(client.start(), "answer")
         except BaseException as error:
             if client is not None:

@@ -10,15 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
 
-from taskyard.producers.kafka import Acknowledgement, KafkaLink, Record
+from taskyard.producers.kafka import TURN, Acknowledgement, KafkaLink, Record
 from taskyard.schemas.codec import CONTENT_TYPE, JSON, Codec, codec_for, content_headers
 from taskyard.schemas.errors import SchemaError
 from taskyard.schemas.limits import DEFAULT, Limits, check_headers, check_task
 from taskyard.schemas.task import Task, TaskId
 from taskyard.schemas.topics import topics
-
-_TURN = 128
-"""Sends after which others get a turn of the loop: a send waits only for room, and filling the buffer takes 25 ms."""
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -108,7 +105,7 @@ class Producer:
         count = 0
         for sent, task in enumerate(tasks, 1):
             waiting.append(await self.send(task))
-            if sent % _TURN == 0:
+            if sent % TURN == 0:
                 await asyncio.sleep(0)
             while waiting and waiting[0].is_done():
                 await waiting.popleft()

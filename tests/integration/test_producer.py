@@ -256,9 +256,12 @@ async def test_a_missing_topic_is_told_in_time_with_what_to_do(kafka_address: st
     assert "start a dispatcher" in str(error)
 
 
+def link_of(producer: Producer) -> Any:
+    return vars(producer)["_link"]
+
+
 def client_of(producer: Producer) -> Any:
-    link: Any = vars(producer)["_link"]
-    return link._client
+    return link_of(producer)._client
 
 
 def lose_sequence(producer: Producer, prefix: str) -> None:
@@ -284,6 +287,64 @@ async def test_a_client_that_has_lost_its_sequence_is_replaced(
     assert len({record.key for record in found}) == 90
     assert {task_id.encode() for task_id in ids} < {record.key for record in found}
     assert client_of(producer) is not lost
+
+
+async def test_all_that_a_client_has_lost_is_sent_again_at_once_not_each_when_it_is_waited_for(
+    producer: Producer, kafka_address: str, cell_prefix: str
+) -> None:
+    await producer.publish_many([a_task() for _ in range(30)])
+    lose_sequence(producer, cell_prefix)
+    sent = [await producer.send(a_task()) for _ in range(300)]
+
+    await sent[0]
+    await producer.flush()
+
+    # Nobody has waited for the others.
+    assert len({record.key for record in await records(kafka_address, cell_prefix)}) == 330
+    for acknowledgement in sent:
+        await acknowledgement
+
+
+async def test_an_acknowledgement_that_nobody_holds_is_let_go(producer: Producer) -> None:
+    for _ in range(5_000):
+        await producer.send(a_task())
+
+    assert len(link_of(producer)._given) < 2_000
+
+
+class Leaderless:
+    """The cluster as a client sees it that has read, while the only broker was stopping, that nobody leads."""
+
+    def __init__(self, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._patch = monkeypatch
+        self._patch.setattr(client.client.cluster, "leader_for_partition", self._leader)
+
+    def _leader(self, _partition: object) -> int:
+        return -1
+
+    def end(self) -> None:
+        self._patch.undo()
+
+
+async def test_what_waits_longer_than_its_time_for_a_leader_arrives_and_the_client_keeps_its_sequence(
+    kafka_address: str, cell_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Producer(kafka_address, prefix=cell_prefix, timeout_s=1.0) as producer:
+        await producer.publish_many([a_task() for _ in range(30)])
+        client = client_of(producer)
+        away = Leaderless(client, monkeypatch)
+        sent = [await producer.send(a_task()) for _ in range(30)]
+        unanswered = [await refused_within(5, sent[0]) for _ in range(2)]
+
+        away.end()
+        for acknowledgement in sent:
+            await acknowledgement
+        await producer.publish_many([a_task() for _ in range(30)])
+
+        assert client_of(producer) is client
+
+    assert all("publish again with the same id" in str(error) for error in unanswered)
+    assert len(await records(kafka_address, cell_prefix)) == 90
 
 
 async def test_a_topic_that_takes_less_is_told_and_the_next_task_is_published(kafka_address: str, prefix: str) -> None:
