@@ -7,11 +7,11 @@ from bisect import insort
 
 from taskyard.dispatcher.cell.contract import Outgoing, Place
 from taskyard.dispatcher.cell.twin_entry import Head, read_head, rewrite
-from taskyard.dispatcher.cell.twin_state import SLOTS, Live, TwinState, number, parse_id
+from taskyard.dispatcher.cell.twin_state import SLOTS, Live, TwinState, index_of, number, parse_id
 from taskyard.dispatcher.core.shapes import Shape
 
 MAX_SHAPES_SCANNED = 32
-"""Heads of one agent type that one pull looks at."""
+"""Heads of one index that one pull looks at."""
 MAX_UNSTARTED = 3
 """How often a task may come back unstarted for free."""
 LEAVING = "its entries are being taken back"
@@ -21,7 +21,7 @@ LEAVING = "its entries are being taken back"
 def park(state: TwinState, head: Head, entry: bytes) -> None:
     """Park an entry."""
     shape = state.shape(head.shape)
-    insort(state.park.setdefault(shape.type, {}).setdefault(shape.text, []), (head.key_ms, entry))
+    insort(state.park.setdefault(index_of(shape), {}).setdefault(shape.text, []), (head.key_ms, entry))
     if head.deadline_ms > 0:
         state.deadlines[head.id] = head.deadline_ms
     state.places[head.id] = Place("parked", number(head.key_ms), head.attempt, "", shape.text, "", None)
@@ -34,9 +34,10 @@ def unpark(state: TwinState, shape: Shape, row: tuple[float, bytes], task_id: st
     state.deadlines.pop(task_id, None)
     if rows:
         return
-    del state.park[shape.type][shape.text]
-    if not state.park[shape.type]:
-        del state.park[shape.type]
+    index = index_of(shape)
+    del state.park[index][shape.text]
+    if not state.park[index]:
+        del state.park[index]
     if shape.text in state.holds:
         release(state, state.holds[shape.text])
 
@@ -144,8 +145,8 @@ def _take_first(state: TwinState, instance: str, shape: Shape, via: str) -> bool
 def _best(state: TwinState, live: Live) -> Shape | None:
     """The shape with the earliest head that fits, among the instance's types; of equal ones, of the first type."""
     best: tuple[float, Shape] | None = None
-    for agent_type in live.types:
-        for key_ms, shape in state.heads(agent_type)[:MAX_SHAPES_SCANNED]:
+    for index in [index for agent_type in live.types for index in (f"c|{agent_type}", agent_type)]:
+        for key_ms, shape in state.heads(index)[:MAX_SHAPES_SCANNED]:
             if live.fits(shape) and live.has_labels(shape):
                 if best is None or key_ms < best[0]:
                     best = key_ms, shape

@@ -23,6 +23,11 @@ _ID = re.compile(r"(\d+)-?(\d*)").fullmatch
 _Item = TypeVar("_Item")
 
 
+def index_of(shape: Shape) -> str:
+    """The index that its head is in: when only headroom is left, a pull looks at those of critical shapes alone."""
+    return f"c|{shape.type}" if shape.is_critical else shape.type
+
+
 def parse_id(stream_id: str) -> tuple[int, int]:
     """Parse a stream id, `ms-sequence` or ms alone; what is none is the very first."""
     found = _ID(stream_id)
@@ -117,6 +122,7 @@ class TwinState:
         self.applied: dict[str, int] = {}
         self.resources = [SLOTS]
         self.instances: dict[str, Live] = {}
+        # index -> shape -> (key, entry), the first to leave first
         self.park: dict[str, dict[str, list[tuple[float, bytes]]]] = {}
         """Agent type -> shape -> (key, entry) in order; nothing empty is kept."""
         self.open_sets: dict[str, dict[str, None]] = {}
@@ -162,14 +168,14 @@ class TwinState:
         self._shapes[text] = shape._replace(needs=needs)
         return self._shapes[text]
 
-    def heads(self, agent_type: str) -> list[tuple[float, Shape]]:
-        """List the shapes of a type that have parked tasks, by the key of their first task."""
-        found = [(rows[0][0], self.shape(text)) for text, rows in self.park.get(agent_type, {}).items()]
+    def heads(self, index: str) -> list[tuple[float, Shape]]:
+        """List the shapes of an index that have parked tasks, by the key of their first task."""
+        found = [(rows[0][0], self.shape(text)) for text, rows in self.park.get(index, {}).items()]
         return sorted(found, key=lambda row: (row[0], row[1].text.encode()))
 
     def parked_of(self, shape: Shape) -> list[tuple[float, bytes]]:
         """List what is parked of a shape, the first to leave first."""
-        return self.park.get(shape.type, {}).get(shape.text, [])
+        return self.park.get(index_of(shape), {}).get(shape.text, [])
 
     def is_behind(self, shape: Shape, key_ms: float) -> bool:
         """Whether a parked task of the shape goes before one with this key."""

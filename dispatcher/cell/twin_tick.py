@@ -30,8 +30,8 @@ AWAY_MS = 1_000
 """No evict for longer: no dispatcher reached the cell, so workers may not have reached it either."""
 SPARE_MS = 10_000
 """Time for them to beat again."""
-HEADS_PER_TYPE = 64
-"""Shapes of one agent type that one expire looks at."""
+HEADS_PER_INDEX = 64
+"""Shapes of one index that one expire looks at."""
 FEW = 100
 """Entries of the outbox that weigh little, whatever is in them."""
 
@@ -195,8 +195,8 @@ class TwinTick(TwinRecovery):
                 place = state.places[task_id]
                 count += self._expire_late(state.shape(place.shape), float(place.at), limit - count)
         state.rotate_done()
-        for agent_type in sorted(state.park):
-            for _, shape in state.heads(agent_type)[:HEADS_PER_TYPE]:
+        for index in sorted(state.park):
+            for _, shape in state.heads(index)[:HEADS_PER_INDEX]:
                 count += self._expire_aged(shape, limit - count)
         state.end_call()
         return count

@@ -67,10 +67,10 @@ class TwinView:
                 len(state.parked_of(shape)),
                 key_ms,
                 decode_entry(state.parked_of(shape)[0][1]).arrived_ms,
-                serving.count(agent_type),
+                serving.count(shape.type),
             )
-            for agent_type in sorted(state.park)
-            for key_ms, shape in state.heads(agent_type)
+            for index in sorted(state.park)
+            for key_ms, shape in state.heads(index)
         ]
 
     async def find(self, task_id: str) -> Place | None:

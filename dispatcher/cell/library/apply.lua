@@ -114,7 +114,7 @@ end
 -- Key of the first parked task of the shape, as far as this call knows; math.huge: there is none.
 local function head_of(c, shape)
   if not shape.head then
-    shape.head = tonumber(call('ZSCORE', key(c, ':heads:' .. shape.type), shape.text) or math.huge)
+    shape.head = tonumber(call('ZSCORE', key(c, ':heads:' .. shape.index), shape.text) or math.huge)
   end
   return shape.head
 end

@@ -139,7 +139,7 @@ local function each(walk, command, suffix, step, check)
 end
 
 each('heads', 'ZSCAN', ':heads:', 2, function(c, _, shape_text) checks.shape(c, shape_text) end)
-each('types', 'SSCAN', ':waiting', 1, function(c, _, agent_type) checks.type(c, agent_type) end)
+each('types', 'SSCAN', ':waiting', 1, function(c, _, index) checks.index(c, index) end)
 each('open', 'SSCAN', ':open:', 1, function(c, agent_type, instance) checks.open(c, agent_type, instance) end)
 each('carried', 'HSCAN', ':carried', 2, function(c, _, id) checks.carried(c, id) end)
 each('deadlines', 'ZSCAN', ':deadlines', 2, function(c, _, id) checks.deadline(c, id) end)

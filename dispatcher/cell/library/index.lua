@@ -90,7 +90,7 @@ function checks.open(c, agent_type, instance)
   end)
 end
 
--- The first key of a shape, and whether its type is listed as waiting.
+-- The first key of a shape, and whether its index is listed as waiting.
 function checks.shape(c, shape_text)
   local is_read, shape = pcall(shape_of, c, shape_text)
   if not is_read then
@@ -98,24 +98,24 @@ function checks.shape(c, shape_text)
     return
   end
   local first = redis.call('ZRANGE', key(c, ':park:' .. shape_text), 0, 0, 'WITHSCORES')[2]
-  local head = redis.call('ZSCORE', key(c, ':heads:' .. shape.type), shape_text)
-  local is_waiting = redis.call('SISMEMBER', key(c, ':waiting'), shape.type) == 1
+  local head = redis.call('ZSCORE', key(c, ':heads:' .. shape.index), shape_text)
+  local is_waiting = redis.call('SISMEMBER', key(c, ':waiting'), shape.index) == 1
   if tonumber(first or -1) == tonumber(head or -1) and (is_waiting or not first) then return end
   local what = 'the park begins at ' .. (first or 'nothing') .. ', told is ' .. (head or 'nothing')
   found(c, 'head', 'shape', shape_text, '', '', what, function()
-    score(c, ':heads:' .. shape.type, shape_text, first)
-    checks.member(c, ':waiting', shape.type, redis.call('EXISTS', key(c, ':heads:' .. shape.type)) == 1)
+    score(c, ':heads:' .. shape.index, shape_text, first)
+    checks.member(c, ':waiting', shape.index, redis.call('EXISTS', key(c, ':heads:' .. shape.index)) == 1)
   end)
 end
 
--- A type that is listed as waiting and has nothing parked.
-function checks.type(c, agent_type)
-  if redis.call('SISMEMBER', key(c, ':waiting'), agent_type) == 0
-    or redis.call('EXISTS', key(c, ':heads:' .. agent_type)) == 1 then
+-- An index that is listed as waiting and has nothing parked.
+function checks.index(c, index)
+  if redis.call('SISMEMBER', key(c, ':waiting'), index) == 0
+    or redis.call('EXISTS', key(c, ':heads:' .. index)) == 1 then
     return
   end
-  found(c, 'head', 'type', agent_type, '', '', 'it is listed as waiting, and nothing of it is parked', function()
-    checks.member(c, ':waiting', agent_type, false)
+  found(c, 'head', 'index', index, '', '', 'it is listed as waiting, and nothing of it is parked', function()
+    checks.member(c, ':waiting', index, false)
   end)
 end
 
@@ -147,8 +147,8 @@ end
 -- What is parked, by the shapes named and all that are listed; nil where it is too much for one call.
 local function parked_sums(c, names)
   local seen, count, bytes = {}, 0, 0
-  for _, agent_type in ipairs(redis.call('SMEMBERS', key(c, ':waiting'))) do
-    for _, shape_text in ipairs(redis.call('ZRANGE', key(c, ':heads:' .. agent_type), 0, MAX_SUMMED)) do
+  for _, index in ipairs(redis.call('SMEMBERS', key(c, ':waiting'))) do
+    for _, shape_text in ipairs(redis.call('ZRANGE', key(c, ':heads:' .. index), 0, MAX_SUMMED)) do
       names[#names + 1] = shape_text
     end
   end

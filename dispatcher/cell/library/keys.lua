@@ -15,8 +15,8 @@
 -- :open:<type>     set     instances that serve the type, are not closed and have a free slot
 -- :q:<instance>    stream  its queue and the ledger of its reservations: one field e = the entry
 -- :park:<shape>    zset    entry -> key; parked tasks of one shape
--- :heads:<type>    zset    shape -> key of its first parked task
--- :waiting         set     agent types with parked tasks
+-- :heads:<index>   zset    shape -> key of its first parked task; index: the agent type, of critical shapes c|type
+-- :waiting         set     indexes that have heads
 -- :later           zset    entry -> when it is due (backoff between attempts)
 -- :deadlines       zset    task id -> deadline, of parked tasks that have one
 -- :where           hash    task id -> place: q|bucket|via|stream id|attempt|instance|shape, p|bucket|key|attempt|shape,

@@ -1,6 +1,6 @@
 -- The moves of a task between its places. Each keeps :where in the call (written once by `finish_call`).
 
-local MAX_SHAPES_SCANNED = 32 -- heads of one agent type that one pull looks at
+local MAX_SHAPES_SCANNED = 32 -- heads of one index that one pull looks at
 local OPEN_TRIES = 8 -- members of an open set that one placement tries
 local TEXTS = {} -- of numbers of attempts, kept between calls: to write one costs more than to look it up
 local MAX_UNSTARTED = 3 -- how often a task may come back unstarted for free
@@ -50,8 +50,8 @@ local function park(c, shape, entry, id, attempt, order_key, deadline, bucket)
   c.reindex[shape.text] = shape
   undo(c, 'ZREM', name, entry)
   redis.call('ZADD', name, number(order_key), entry)
-  local added = redis.call('ZADD', key(c, ':heads:' .. shape.type), 'LT', number(order_key), shape.text)
-  if added == 1 then redis.call('SADD', key(c, ':waiting'), shape.type) end
+  local added = redis.call('ZADD', key(c, ':heads:' .. shape.index), 'LT', number(order_key), shape.text)
+  if added == 1 then redis.call('SADD', key(c, ':waiting'), shape.index) end
   if deadline > 0 then
     undo(c, 'ZREM', key(c, ':deadlines'), id)
     redis.call('ZADD', key(c, ':deadlines'), number(deadline), id)
@@ -88,14 +88,14 @@ end
 
 -- Keep the index of heads true to the park of a shape. Returns whether anything is left in it.
 local function index_head(c, shape)
-  local heads = key(c, ':heads:' .. shape.type)
+  local heads = key(c, ':heads:' .. shape.index)
   local first = redis.call('ZRANGE', key(c, ':park:' .. shape.text), 0, 0, 'WITHSCORES')
   if first[2] then
     redis.call('ZADD', heads, first[2], shape.text)
     return true
   end
   redis.call('ZREM', heads, shape.text)
-  if redis.call('EXISTS', heads) == 0 then redis.call('SREM', key(c, ':waiting'), shape.type) end
+  if redis.call('EXISTS', heads) == 0 then redis.call('SREM', key(c, ':waiting'), shape.index) end
   return false
 end
 
@@ -159,7 +159,7 @@ end
 
 -- Whether a parked task of the shape goes before one with this key.
 local function is_behind(c, shape, order_key)
-  local head = redis.call('ZSCORE', key(c, ':heads:' .. shape.type), shape.text)
+  local head = redis.call('ZSCORE', key(c, ':heads:' .. shape.index), shape.text)
   return head and tonumber(head) <= order_key
 end
 
@@ -212,11 +212,11 @@ local function pop(c, instance, f, shape, via)
   return placed
 end
 
--- The head of this type with the earliest key that fits the instance, looking at a bounded number of shapes.
-local function best_of_type(c, instance, f, agent_type)
+-- The head of this index with the earliest key that fits the instance, looking at a bounded number of shapes.
+local function best_of(c, instance, f, index)
   local first, size = 0, 1
   while first < MAX_SHAPES_SCANNED do
-    local heads = redis.call('ZRANGE', key(c, ':heads:' .. agent_type), first, first + size - 1, 'WITHSCORES')
+    local heads = redis.call('ZRANGE', key(c, ':heads:' .. index), first, first + size - 1, 'WITHSCORES')
     for i = 1, #heads, 2 do
       local shape = shape_of(c, heads[i])
       if fits(c, instance, f, shape) and has_labels(c, instance, shape) then return shape, tonumber(heads[i + 1]) end
@@ -227,28 +227,29 @@ local function best_of_type(c, instance, f, agent_type)
   return nil
 end
 
--- Of some agent types those that have parked tasks.
+-- Of some agent types the indexes, at odd places the critical ones; false for one that has no heads.
 local function waiting_of(c, types)
-  if #types == 1 then return types end -- its heads tell as soon
-  local waiting = {}
-  for i, is_waiting in ipairs(call('SMISMEMBER', key(c, ':waiting'), unpack(types))) do
-    if is_waiting == 1 then waiting[#waiting + 1] = types[i] end
+  local indexes, waiting = {}, {}
+  for i = 1, #types do indexes[2 * i - 1], indexes[2 * i] = 'c|' .. types[i], types[i] end
+  for i, is_waiting in ipairs(call('SMISMEMBER', key(c, ':waiting'), unpack(indexes))) do
+    waiting[i] = is_waiting == 1 and indexes[i]
   end
   return waiting
 end
 
 -- Fill the instance's free capacity with the best parked tasks of all its types; takes at most `limit` out of the
--- park. Returns how many came. The best of a type stays the best until it is taken, or fits no more.
+-- park. Returns how many came. The best of an index stays the best until it is taken, or fits no more.
 local function pull(c, instance, limit, via)
   local record, f = instance_of(c, instance), free_of(c, instance)
   if not record or not f or f[2] == CLOSED or f[FIRST] <= 0 then return 0 end
-  local types, shapes, keys, pulled, taken, flag = waiting_of(c, record.types), {}, {}, 0, 0, f[2]
+  local indexes, shapes, keys, pulled, taken, flag = waiting_of(c, record.types), {}, {}, 0, 0, f[2]
   while f[2] ~= CLOSED and f[FIRST] > 0 and taken < limit do
     if f[2] ~= flag then shapes, flag = {}, f[2] end -- held no more: others fit now
-    local best
-    for i, agent_type in ipairs(types) do
-      if shapes[i] == nil or shapes[i] and not fits(c, instance, f, shapes[i]) then
-        local shape, order_key = best_of_type(c, instance, f, agent_type)
+    -- Nothing but headroom is left: only critical tasks fit, so that only their indexes, the odd ones, are looked at.
+    local best, step = nil, f[FIRST] <= f[3] and flag ~= HELD and 2 or 1
+    for i = 1, #indexes, step do
+      if indexes[i] and (shapes[i] == nil or shapes[i] and not fits(c, instance, f, shapes[i])) then
+        local shape, order_key = best_of(c, instance, f, indexes[i])
         shapes[i], keys[i] = shape or false, order_key
       end
       if shapes[i] and (not best or keys[i] < keys[best]) then best = i end
@@ -312,7 +313,7 @@ local function roll_back(c)
   end
   pcall(restore_fields, c, ':where', placed, c.was)
   for _, shape in pairs(c.reindex) do
-    if index_head(c, shape) then redis.call('SADD', key(c, ':waiting'), shape.type) end
+    if index_head(c, shape) then redis.call('SADD', key(c, ':waiting'), shape.index) end
   end
 end
 

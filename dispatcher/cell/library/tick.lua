@@ -1,6 +1,6 @@
 -- What a dispatcher does from time to time: recall, settle, due, expire, hold, and the housekeeping of the cell itself.
 
-local HEADS_PER_TYPE = 64 -- shapes of one agent type whose first task is looked at in one call
+local HEADS_PER_INDEX = 64 -- shapes of one index whose first task is looked at in one call
 
 -- What the instance had not read of entries that were there min_age_ms before it reported, oldest first.
 local function unread_of(c, instance, min_age, limit)
@@ -85,11 +85,11 @@ local function give_up(c, shape, entry, head, order_key, reason, cause)
 end
 
 -- Dead-letter the first tasks of a shape that have waited too long for any instance.
-local function expire_aged(c, agent_type, shape_text, limit)
-  local is_served = redis.call('HEXISTS', key(c, ':serving'), agent_type) == 1
-  local max_age = setting(c, is_served and 'parked_age_ms' or 'unknown_type_age_ms')
-  local why = is_served and 'no instance had room for it in time' or 'no instance serves the agent type ' .. agent_type
+local function expire_aged(c, shape_text, limit)
   local shape, count = shape_of(c, shape_text), 0
+  local is_served = redis.call('HEXISTS', key(c, ':serving'), shape.type) == 1
+  local max_age = setting(c, is_served and 'parked_age_ms' or 'unknown_type_age_ms')
+  local why = is_served and 'no instance had room for it in time' or 'no instance serves the agent type ' .. shape.type
   local rows = redis.call('ZRANGE', key(c, ':park:' .. shape_text), 0, limit - 1, 'WITHSCORES')
   for i = 1, #rows, 2 do
     local head = read_head(rows[i])
@@ -163,9 +163,9 @@ local function expire(c, args)
       if ended == 0 and is_all then score(c, ':deadlines', id, nil) end -- it is not parked
     end
   end
-  for _, agent_type in ipairs(redis.call('SMEMBERS', key(c, ':waiting'))) do
-    for _, shape_text in ipairs(redis.call('ZRANGE', key(c, ':heads:' .. agent_type), 0, HEADS_PER_TYPE - 1)) do
-      if count < limit then count = count + expire_aged(c, agent_type, shape_text, limit - count) end
+  for _, index in ipairs(redis.call('SMEMBERS', key(c, ':waiting'))) do
+    for _, shape_text in ipairs(redis.call('ZRANGE', key(c, ':heads:' .. index), 0, HEADS_PER_INDEX - 1)) do
+      if count < limit then count = count + expire_aged(c, shape_text, limit - count) end
     end
   end
   finish_call(c)
@@ -285,16 +285,16 @@ local function remember(c, args)
   return count
 end
 
--- shapes: KEYS[1] root; ARGV most. Shapes with parked tasks, at most so many, of each type the earliest. Writes nothing.
+-- shapes: KEYS[1] root; ARGV most. Shapes with parked tasks, at most so many, of each index the earliest. Writes nothing.
 -- reply: shape, parked tasks, key of the first, its arrival, instances that serve the type, ...
 local function shapes(keys, args)
   local c, reply, most = begin(keys), {}, tonumber(args[1])
-  local types = redis.call('SMEMBERS', key(c, ':waiting'))
-  table.sort(types)
-  for _, agent_type in ipairs(types) do
-    local serving = tonumber(redis.call('HGET', key(c, ':serving'), agent_type) or 0)
-    local heads = redis.call('ZRANGE', key(c, ':heads:' .. agent_type), 0, most - 1, 'WITHSCORES')
+  local indexes = redis.call('SMEMBERS', key(c, ':waiting'))
+  table.sort(indexes)
+  for _, index in ipairs(indexes) do
+    local heads = redis.call('ZRANGE', key(c, ':heads:' .. index), 0, most - 1, 'WITHSCORES')
     for i = 1, #heads, 2 do
+      local serving = tonumber(redis.call('HGET', key(c, ':serving'), shape_of(c, heads[i]).type) or 0)
       local park = key(c, ':park:' .. heads[i])
       local first = redis.call('ZRANGE', park, 0, 0)[1]
       if first and #reply < 5 * most then

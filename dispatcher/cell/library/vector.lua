@@ -107,6 +107,7 @@ do
     needs = lane and pairs_of(needs) or {}
     if not needs.slots then error('shape is not lane|type|needs|labels: ' .. text) end
     local found = { critical = lane == 'c', type = agent_type, slots = tonumber(needs.slots), units = {} }
+    found.index = found.critical and 'c|' .. agent_type or agent_type
     for name, units in pairs(needs) do -- nothing of a resource is no need: a vector may be older than the resource
       if name ~= 'slots' and tonumber(units) > 0 then found.units[name] = tonumber(units) end
     end
@@ -122,7 +123,10 @@ do
       needs[#needs + 1] = FIRST - 1 + (resource_index(c, name, false) or 1000)
       needs[#needs + 1] = units
     end
-    shape = { text = text, critical = read.critical, type = read.type, slots = read.slots, needs = needs, labels = read.labels }
+    shape = {
+      text = text, critical = read.critical, type = read.type, index = read.index, slots = read.slots, needs = needs,
+      labels = read.labels,
+    }
     c.shapes[text] = shape
     return shape
   end
