@@ -143,9 +143,9 @@ def _take_first(state: TwinState, instance: str, shape: Shape, via: str) -> bool
 
 
 def _best(state: TwinState, live: Live) -> Shape | None:
-    """The shape with the earliest head that fits, among the instance's types; of equal ones, of the first type."""
+    """The shape with the earliest head that fits, among the instance's types; of equal ones, critical."""
     best: tuple[float, Shape] | None = None
-    for index in [index for agent_type in live.types for index in (f"c|{agent_type}", agent_type)]:
+    for index in [*[f"c|{agent_type}" for agent_type in live.types], *live.types]:
         for key_ms, shape in state.heads(index)[:MAX_SHAPES_SCANNED]:
             if live.fits(shape) and live.has_labels(shape):
                 if best is None or key_ms < best[0]:

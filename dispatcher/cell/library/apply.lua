@@ -113,10 +113,12 @@ end
 
 -- Key of the first parked task of the shape, as far as this call knows; math.huge: there is none.
 local function head_of(c, shape)
-  if not shape.head then
-    shape.head = tonumber(call('ZSCORE', key(c, ':heads:' .. shape.index), shape.text) or math.huge)
+  local head = c.head[shape]
+  if not head then
+    head = tonumber(call('ZSCORE', shape.heads, shape.text) or math.huge)
+    c.head[shape] = head
   end
-  return shape.head
+  return head
 end
 
 local VIA = { '1', '2', '3' }
@@ -138,15 +140,15 @@ local function place_new(c, b, entry, id, shape, order_key, deadline, bucket, n1
         return VIA[n]
       end
     end
-    if not shape.is_full then
+    if not c.is_full[shape] then
       local instance, f = any_open(c, shape)
       if instance then
         place(c, instance, f, shape, entry, id, 1, 'o', bucket)
         return 'o'
       end
-      shape.is_full = true -- asked once a call
+      c.is_full[shape] = true -- asked once a call
     end
-    shape.head = order_key
+    c.head[shape] = order_key
   end
   park(c, shape, entry, id, 1, order_key, deadline, bucket)
   return 'p'

@@ -28,7 +28,7 @@ local function entry_of(c, id, where)
     return row and row[2][2] or ''
   end
   local kind, point, shape_text = string.match(where or '', '^(.)|[^|]*|([^|]*)|[^|]*|(.*)$')
-  if kind == 'p' then return parked_entry(c, { text = shape_text }, point, id) or '' end
+  if kind == 'p' then return parked_entry(c, shape_of(c, shape_text), point, id) or '' end
   return kind == 'l' and later_entry(c, point, id) or ''
 end
 

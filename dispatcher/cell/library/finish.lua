@@ -14,7 +14,7 @@ end
 local TIES = 1000 -- parked entries of one key that are looked through
 
 local function parked_at(c, shape, order_key)
-  return redis.call('ZRANGEBYSCORE', key(c, ':park:' .. shape.text), order_key, order_key, 'LIMIT', 0, TIES)
+  return redis.call('ZRANGEBYSCORE', shape.park, order_key, order_key, 'LIMIT', 0, TIES)
 end
 
 -- The parked entry of this id, found by its key.

@@ -98,13 +98,13 @@ function checks.shape(c, shape_text)
     return
   end
   local first = redis.call('ZRANGE', key(c, ':park:' .. shape_text), 0, 0, 'WITHSCORES')[2]
-  local head = redis.call('ZSCORE', key(c, ':heads:' .. shape.index), shape_text)
+  local head = redis.call('ZSCORE', shape.heads, shape_text)
   local is_waiting = redis.call('SISMEMBER', key(c, ':waiting'), shape.index) == 1
   if tonumber(first or -1) == tonumber(head or -1) and (is_waiting or not first) then return end
   local what = 'the park begins at ' .. (first or 'nothing') .. ', told is ' .. (head or 'nothing')
   found(c, 'head', 'shape', shape_text, '', '', what, function()
     score(c, ':heads:' .. shape.index, shape_text, first)
-    checks.member(c, ':waiting', shape.index, redis.call('EXISTS', key(c, ':heads:' .. shape.index)) == 1)
+    checks.member(c, ':waiting', shape.index, redis.call('EXISTS', shape.heads) == 1)
   end)
 end
 

@@ -62,7 +62,7 @@ local function begin(keys)
     free = {}, dirty = {}, inst = {}, held = {}, shapes = {}, buckets = {},
     places = {}, forget = {}, done = {}, born = {}, parked = 0, parked_bytes = 0, later = 0,
     published = 0, undo = {}, undo_size = 0, queued = {}, placed = {}, forgotten = {}, was = {},
-    reindex = {},
+    reindex = {}, head = {}, is_full = {},
   }
 end
 

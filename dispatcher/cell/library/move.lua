@@ -46,11 +46,11 @@ local function later_text(bucket, due, attempt, shape_text)
 end
 
 local function park(c, shape, entry, id, attempt, order_key, deadline, bucket)
-  local name = key(c, ':park:' .. shape.text)
+  local name = shape.park
   c.reindex[shape.text] = shape
   undo(c, 'ZREM', name, entry)
   redis.call('ZADD', name, number(order_key), entry)
-  local added = redis.call('ZADD', key(c, ':heads:' .. shape.index), 'LT', number(order_key), shape.text)
+  local added = redis.call('ZADD', shape.heads, 'LT', number(order_key), shape.text)
   if added == 1 then redis.call('SADD', key(c, ':waiting'), shape.index) end
   if deadline > 0 then
     undo(c, 'ZREM', key(c, ':deadlines'), id)
@@ -88,14 +88,13 @@ end
 
 -- Keep the index of heads true to the park of a shape. Returns whether anything is left in it.
 local function index_head(c, shape)
-  local heads = key(c, ':heads:' .. shape.index)
-  local first = redis.call('ZRANGE', key(c, ':park:' .. shape.text), 0, 0, 'WITHSCORES')
+  local first = call('ZRANGE', shape.park, 0, 0, 'WITHSCORES')
   if first[2] then
-    redis.call('ZADD', heads, first[2], shape.text)
+    call('ZADD', shape.heads, first[2], shape.text)
     return true
   end
-  redis.call('ZREM', heads, shape.text)
-  if redis.call('EXISTS', heads) == 0 then redis.call('SREM', key(c, ':waiting'), shape.index) end
+  redis.call('ZREM', shape.heads, shape.text)
+  if redis.call('EXISTS', shape.heads) == 0 then redis.call('SREM', key(c, ':waiting'), shape.index) end
   return false
 end
 
@@ -110,7 +109,7 @@ end
 -- Undo of what has left the park.
 local function repark(c, shape, entry, order_key)
   local head = read_head(entry)
-  redis.call('ZADD', key(c, ':park:' .. shape.text), order_key, entry)
+  redis.call('ZADD', shape.park, order_key, entry)
   c.reindex[shape.text] = shape
   was_at(c, head.id, parked_text(bucket_of(c, head.arrived), tonumber(order_key), head.attempt, shape.text))
 end
@@ -121,7 +120,7 @@ local function unparked(c, shape, entry, id, order_key)
   c.reindex[shape.text] = shape
   c.parked = c.parked - 1
   c.parked_bytes = c.parked_bytes - #entry
-  local deadline = struct.unpack('<d', entry, 13)
+  local deadline = unpack_bytes('<d', entry, 13)
   if deadline > 0 and redis.call('ZREM', key(c, ':deadlines'), id) == 1 then
     undo(c, 'ZADD', key(c, ':deadlines'), number(deadline), id)
   end
@@ -159,7 +158,7 @@ end
 
 -- Whether a parked task of the shape goes before one with this key.
 local function is_behind(c, shape, order_key)
-  local head = redis.call('ZSCORE', key(c, ':heads:' .. shape.index), shape.text)
+  local head = redis.call('ZSCORE', shape.heads, shape.text)
   return head and tonumber(head) <= order_key
 end
 
@@ -193,7 +192,7 @@ end
 
 -- Take the first task of the shape. Returns how many came onto the instance: 1, or 0 if there was none or it came late.
 local function pop(c, instance, f, shape, via)
-  local first = redis.call('ZPOPMIN', key(c, ':park:' .. shape.text))
+  local first = call('ZPOPMIN', shape.park)
   local entry = first[1]
   if not entry then
     refresh_head(c, shape)
@@ -216,7 +215,7 @@ end
 local function best_of(c, instance, f, index)
   local first, size = 0, 1
   while first < MAX_SHAPES_SCANNED do
-    local heads = redis.call('ZRANGE', key(c, ':heads:' .. index), first, first + size - 1, 'WITHSCORES')
+    local heads = call('ZRANGE', key(c, ':heads:' .. index), first, first + size - 1, 'WITHSCORES')
     for i = 1, #heads, 2 do
       local shape = shape_of(c, heads[i])
       if fits(c, instance, f, shape) and has_labels(c, instance, shape) then return shape, tonumber(heads[i + 1]) end
@@ -227,14 +226,16 @@ local function best_of(c, instance, f, index)
   return nil
 end
 
--- Of some agent types the indexes, at odd places the critical ones; false for one that has no heads.
+-- Of some agent types the indexes that have heads, the critical ones first, and how many those are.
 local function waiting_of(c, types)
-  local indexes, waiting = {}, {}
-  for i = 1, #types do indexes[2 * i - 1], indexes[2 * i] = 'c|' .. types[i], types[i] end
-  for i, is_waiting in ipairs(call('SMISMEMBER', key(c, ':waiting'), unpack(indexes))) do
-    waiting[i] = is_waiting == 1 and indexes[i]
+  local count, indexes, waiting = #types, {}, {}
+  for i = 1, count do indexes[i], indexes[count + i] = 'c|' .. types[i], types[i] end
+  local is_waiting, critical = call('SMISMEMBER', key(c, ':waiting'), unpack(indexes)), 0
+  for i = 1, 2 * count do
+    if is_waiting[i] == 1 then waiting[#waiting + 1] = indexes[i] end
+    if i == count then critical = #waiting end
   end
-  return waiting
+  return waiting, critical
 end
 
 -- Fill the instance's free capacity with the best parked tasks of all its types; takes at most `limit` out of the
@@ -242,20 +243,24 @@ end
 local function pull(c, instance, limit, via)
   local record, f = instance_of(c, instance), free_of(c, instance)
   if not record or not f or f[2] == CLOSED or f[FIRST] <= 0 then return 0 end
-  local indexes, shapes, keys, pulled, taken, flag = waiting_of(c, record.types), {}, {}, 0, 0, f[2]
+  local indexes, critical = waiting_of(c, record.types)
+  local shapes, keys, pulled, taken, flag = {}, {}, 0, 0, f[2]
   while f[2] ~= CLOSED and f[FIRST] > 0 and taken < limit do
     if f[2] ~= flag then shapes, flag = {}, f[2] end -- held no more: others fit now
-    -- Nothing but headroom is left: only critical tasks fit, so that only their indexes, the odd ones, are looked at.
-    local best, step = nil, f[FIRST] <= f[3] and flag ~= HELD and 2 or 1
-    for i = 1, #indexes, step do
-      if indexes[i] and (shapes[i] == nil or shapes[i] and not fits(c, instance, f, shapes[i])) then
-        local shape, order_key = best_of(c, instance, f, indexes[i])
-        shapes[i], keys[i] = shape or false, order_key
+    -- If nothing but headroom is left only critical tasks fit.
+    local best, last = nil, f[FIRST] <= f[3] and flag ~= HELD and critical or #indexes
+    for i = 1, last do
+      local shape = shapes[i]
+      if shape == nil then
+        shape, keys[i] = best_of(c, instance, f, indexes[i])
+        shapes[i] = shape or false
       end
-      if shapes[i] and (not best or keys[i] < keys[best]) then best = i end
+      if shape and (not best or keys[i] < keys[best]) then best = i end
     end
     if not best then break end
-    pulled, taken = pulled + pop(c, instance, f, shapes[best], via), taken + 1
+    if fits(c, instance, f, shapes[best]) then
+      pulled, taken = pulled + pop(c, instance, f, shapes[best], via), taken + 1
+    end
     shapes[best] = nil
   end
   return pulled
@@ -268,7 +273,7 @@ local function pull_shape(c, instance, shape, limit, via)
   local serves, pulled, taken = false, 0, 0
   for _, agent_type in ipairs(record.types) do serves = serves or agent_type == shape.type end
   while serves and taken < limit and fits(c, instance, f, shape)
-    and redis.call('EXISTS', key(c, ':park:' .. shape.text)) == 1 do
+    and redis.call('EXISTS', shape.park) == 1 do
     pulled, taken = pulled + pop(c, instance, f, shape, via), taken + 1
   end
   return pulled

@@ -79,7 +79,7 @@ end
 
 -- A parked task has waited for too long.
 local function give_up(c, shape, entry, head, order_key, reason, cause)
-  redis.call('ZREM', key(c, ':park:' .. shape.text), entry)
+  redis.call('ZREM', shape.park, entry)
   unparked(c, shape, entry, head.id, order_key)
   dead(c, entry, head, reason, cause, '')
 end

@@ -61,6 +61,7 @@ local function resource_index(c, name, may_add)
   if not c.res then
     c.res, c.res_count = { slots = 1 }, 0 -- every cell counts slots first
     local flat = redis.call('HGETALL', key(c, ':res'))
+    c.numbering = c.root .. table.concat(flat, ' ')
     for i = 1, #flat, 2 do
       c.res[flat[i]] = tonumber(flat[i + 1])
       c.res_count = c.res_count + 1
@@ -71,27 +72,29 @@ local function resource_index(c, name, may_add)
   if not index and may_add and c.res_count < MAX_RESOURCES then
     c.res_count = c.res_count + 1
     index = c.res_count
-    c.res[name] = index
+    c.res[name], c.numbering = index, c.numbering .. ' ' .. name
     put(c, ':res', 'slots', 1)
     put(c, ':res', name, index)
   end
   return index
 end
 
--- What a text says, kept between calls: to read a registration or a shape costs as much as a command. The text says it
--- all, so what is kept is never out of date. Nobody changes what is in it.
+-- What a text says, kept between calls: to read a registration or a shape costs as much as a command. read: a function of
+-- the text and the call. group: what else its result depends on, so that what is kept is never out of date. Nobody
+-- changes what is in it.
 local kept
 do
   local MAX_KEPT, all, count = 4000, {}, 0
-  kept = function(read, text)
-    local texts = all[read]
+  kept = function(read, text, c, group)
+    group = group or read
+    local texts = all[group]
     local found = texts and texts[text]
     if found then return found end
-    found = read(text)
+    found = read(text, c)
     if count >= MAX_KEPT then all, count, texts = {}, 0, nil end
     if not texts then
       texts = {}
-      all[read] = texts
+      all[group] = texts
     end
     texts[text], count = found, count + 1
     return found
@@ -115,18 +118,28 @@ do
     return found
   end
 
-  shape_of = function(c, text)
-    local shape = c.shapes[text]
-    if shape then return shape end
+  -- The same in this cell, where its keys are and its resources have their numbers.
+  local function number_shape(text, c)
     local read, needs = kept(read_shape, text), {}
     for name, units in pairs(read.units) do
       needs[#needs + 1] = FIRST - 1 + (resource_index(c, name, false) or 1000)
       needs[#needs + 1] = units
     end
-    shape = {
+    return {
       text = text, critical = read.critical, type = read.type, index = read.index, slots = read.slots, needs = needs,
-      labels = read.labels,
+      labels = read.labels, park = key(c, ':park:' .. text), heads = key(c, ':heads:' .. read.index),
     }
+  end
+
+  shape_of = function(c, text)
+    local shape = c.shapes[text]
+    if shape then return shape end
+    local group = c.root
+    if next(kept(read_shape, text).units) then
+      resource_index(c, 'slots', false)
+      group = c.numbering
+    end
+    shape = kept(number_shape, text, c, group)
     c.shapes[text] = shape
     return shape
   end
