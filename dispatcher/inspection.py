@@ -113,7 +113,7 @@ class Inspection:
     def _doubts(self) -> list[Walk]:
         """What was counted while it moved is no finding: it is counted again, in one call or once more like this."""
         counted, told = self._serving
-        doubts: list[Walk] = [] if counted == told else [("count_serving", "", "")]
+        doubts: list[Walk] = [] if counted == told else [("count_serving", "", ""), ("count_headroom", "", "")]
         if self._unfinished.end_walk():
             doubts += self._count_unfinished()
             self._stages.append(self._confirm)

@@ -33,8 +33,9 @@ KINDS = (
 class Page(NamedTuple):
     """What one call has looked at. cursor: where to go on, empty at the end.
 
-    counts: what it has counted: instances by agent type, or places by bucket (Unix ms // BUCKET_MS). long: instances
-    whose queues want a walk of their own. is_moved: the queue has changed between two pages, so its sums say nothing.
+    counts: what it has counted: instances by agent type, with how much headroom they have beyond their shares, in
+    thousandths of a slot (`|headroom`), or places by bucket (Unix ms // BUCKET_MS). long: instances whose queues want a
+    walk of their own. is_moved: the queue has changed between two pages, so its sums say nothing.
     """
 
     cursor: str

@@ -27,6 +27,7 @@ import asyncio
 import re
 from collections.abc import Mapping, Sequence
 
+from taskyard.dispatcher.cell import twin_headroom as headroom
 from taskyard.dispatcher.cell import twin_moves as moves
 from taskyard.dispatcher.cell.contract import (
     Beaten,
@@ -114,7 +115,7 @@ class TwinCell(TwinTick, TwinAudit):
         now_ms = self._state.now_ms
         return Live(
             epoch, tuple(types), dict(capacity), dict(labels), lease_ms, dict(profile), now_ms, now_ms + lease_ms,
-            self._headroom(instance, capacity[SLOTS]),
+            headroom.of(self._state, instance, capacity[SLOTS]),
             {name: capacity.get(name, 0) for name in self._state.resources},
         )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """The audit of the twin: it keeps most things once, so little can be wrong, and nothing of it can be mended."""
 
+from taskyard.dispatcher.cell import twin_headroom as headroom
 from taskyard.dispatcher.cell.audit_contract import Finding, Page
 from taskyard.dispatcher.cell.twin_view import TwinView
 
@@ -20,6 +21,9 @@ class TwinAudit(TwinView):
         drift = await self.audit(name)
         wrong = {resource: units for resource, units in drift.used.items() if units}
         found = [Finding("used", "used", name, "", "", f"{wrong} more than on the queue")] if wrong else []
+        live = self._state.instances.get(name)
+        if live and not headroom.is_rounded(self._state, live):
+            found.append(Finding("vector", "instance", name, "", "", "its headroom is not of its registration"))
         if drift.misplaced:
             found.append(Finding("misplaced", "queue", name, "", "", f"{drift.misplaced} entries"))
         return found

@@ -1,10 +1,9 @@
 """The dispatcher's half of the twin: apply, and what is done from time to time (`library/apply.lua`, `tick.lua`)."""
 
-import hashlib
-import math
 import random
 from collections.abc import Callable, Sequence
 
+from taskyard.dispatcher.cell import twin_headroom as headroom
 from taskyard.dispatcher.cell import twin_moves as moves
 from taskyard.dispatcher.cell.contract import (
     MAX_BATCH,
@@ -21,7 +20,7 @@ from taskyard.dispatcher.cell.contract import (
 from taskyard.dispatcher.cell.recovery import Incarnation, Opening
 from taskyard.dispatcher.cell.twin_entry import read_head
 from taskyard.dispatcher.cell.twin_recovery import TwinRecovery
-from taskyard.dispatcher.cell.twin_state import SLOTS, TwinState, parse_id
+from taskyard.dispatcher.cell.twin_state import TwinState, parse_id
 from taskyard.dispatcher.core.shapes import Shape
 
 UNREAD = "not reading"
@@ -47,21 +46,12 @@ class TwinTick(TwinRecovery):
         """Make an empty cell. clock: Unix ms, read once a call."""
         super().__init__(TwinState(chance), clock)
 
-    def _headroom(self, instance: str, slots: int) -> int:
-        # The fraction is rounded by the name, so that the fleet as a whole keeps the share; one slot is always left.
-        exact = slots * self._state.config.headroom_permille / 1000
-        whole = math.floor(exact)
-        digest = hashlib.sha1(instance.encode(), usedforsecurity=False).hexdigest()
-        if int(digest[:6], 16) / (1 << 24) < exact - whole:
-            whole += 1
-        return max(0, min(whole, slots - 1, 0xFFFF))
-
     async def open(self, config: CellConfig) -> Opening:
         """Store the config, return the generation: a twin has one history."""
         state = self._begin()
-        state.config = config
-        for name, live in state.instances.items():
-            live.headroom = self._headroom(name, live.capacity[SLOTS])
+        before, state.config = state.config.headroom_permille, config
+        if config.headroom_permille != before:
+            headroom.share_out(state)
         state.generation = state.generation or f"{state.random.getrandbits(64):016x}"
         return Opening(state.generation, state.is_begun, dict(state.replay))
 

@@ -97,6 +97,10 @@ def _byte(at: int, value: int) -> Callable[[bytearray], None]:
     return change
 
 
+def _other_rounding(packed: bytearray) -> None:
+    packed[5] = 1 - packed[5]
+
+
 async def _copy_to_queue(keys: Keys, task_of: str, instance: str) -> None:
     await keys("XADD", f"q:{instance}", "*", "e", (await keys.entry(task_of))[1])
 
@@ -185,10 +189,12 @@ async def _bucket_off(keys: Keys, by: int) -> None:
 MENDABLE = (
     _damage("less_used_than_queued", "used", lambda keys: keys.change_vector("i2", _slots(2))),
     _damage("more_used_than_queued", "used", lambda keys: keys.change_vector("i1", _slots(0))),
-    _damage("no_vector", "vector open_set", lambda keys: keys("HDEL", "free", "i2")),
-    _damage("no_vector_of_one_held", "hold vector", lambda keys: keys("HDEL", "free", "i1")),
+    _damage("no_vector", "vector open_set counter", lambda keys: keys("HDEL", "free", "i2")),
+    _damage("no_vector_of_one_held", "hold vector counter", lambda keys: keys("HDEL", "free", "i1")),
     _damage("other_tag", "vector", lambda keys: keys.change_vector("i2", _byte(0, 33))),
-    _damage("other_headroom", "vector", lambda keys: keys.change_vector("i2", _byte(5, 1))),
+    _damage("other_headroom", "vector counter", lambda keys: keys.change_vector("i2", _byte(5, 2))),
+    _damage("headroom_off", "counter", lambda keys: keys.change_vector("i2", _other_rounding)),
+    _damage("surplus_off", "counter", lambda keys: keys("HINCRBY", "meta", "headroom_surplus", 1)),
     _damage("open_though_cordoned", "flag open_set", lambda keys: keys.change_vector("i3", _byte(4, 0))),
     _damage("closed_for_no_reason", "flag open_set", lambda keys: keys.change_vector("i2", _byte(4, 1))),
     _damage("reason_lost", "flag", lambda keys: keys("HDEL", "closed", "i3")),
@@ -201,7 +207,7 @@ MENDABLE = (
     _damage("report_of_nobody", "leftover", lambda keys: keys("HSET", "report", "ghost", "x")),
     _damage("vector_of_nobody", "leftover", lambda keys: keys("HSET", "free", "ghost", "x" * 11)),
     _damage("queue_of_nobody", "leftover", _empty_queue),
-    _damage("registration_lost", "leftover stranded open_set serving", _instance_gone),
+    _damage("registration_lost", "leftover stranded open_set serving counter", _instance_gone),
     _damage("no_place_on_a_queue", "unplaced unfinished", lambda keys: keys("HDEL", "where", "run1")),
     _damage("no_place_in_the_park", "unplaced unfinished deadline", lambda keys: keys("HDEL", "where", "big1")),
     _damage("no_place_though_it_waits", "unplaced unfinished", lambda keys: keys("HDEL", "where", "b2")),

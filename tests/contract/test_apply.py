@@ -152,16 +152,6 @@ async def test_the_headroom_leaves_at_least_one_slot_to_the_others(rig: Rig) -> 
     assert {name: vector.headroom for name, vector in (await rig.view.vectors()).items()} == {"i1": 0, "i2": 2}
 
 
-async def test_the_fleet_as_a_whole_keeps_the_share_of_headroom(rig: Rig) -> None:
-    await rig.cell.open(CellConfig(headroom_permille=100))
-    for n in range(60):
-        await rig.register(f"i{n}", slots=4)
-
-    headroom = sum(vector.headroom for vector in (await rig.view.vectors()).values())
-
-    assert 12 <= headroom <= 36
-
-
 async def test_an_open_instance_without_the_wanted_labels_does_not_take_the_task(rig: Rig) -> None:
     await rig.register("plain", labels={"zone": "a"})
     wanted = "n|a|slots=1|gpu=yes,zone=a"

@@ -50,6 +50,14 @@ async def test_a_cell_that_was_not_damaged_has_no_findings(rig: Rig, connection:
     await rig.check()
 
 
+async def test_a_surplus_of_headroom_that_nobody_has_counted_yet_is_no_finding(
+    rig: Rig, connection: FaultyConnection
+) -> None:
+    assert await Keys(connection)("HDEL", "meta", "headroom_surplus") == 1
+
+    assert await audited(connection) == []
+
+
 @pytest.mark.parametrize("damage", MENDABLE, ids=lambda damage: damage.name)
 async def test_damage_is_found_and_mended(rig: Rig, connection: FaultyConnection, damage: Damage) -> None:
     await damage.do(Keys(connection))

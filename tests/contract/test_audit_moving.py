@@ -227,6 +227,8 @@ async def test_a_twin_that_is_wrong_is_told_and_not_mended() -> None:
     twin._state.instances["i1"].free["slots"] = 1  # pyright: ignore[reportPrivateUsage]
 
     assert seen(await inspected(twin)) == [("used", False)]
+    twin._state.instances["i1"].headroom = 2  # pyright: ignore[reportPrivateUsage]
+    assert seen(await inspected(twin)) == [("used", False), ("vector", False)]
 
 
 async def inspected(twin: TwinCell) -> list[Found]:

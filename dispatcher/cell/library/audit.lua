@@ -15,7 +15,7 @@
 -- head          the first key of a shape, or the list of waiting types what is parked
 -- deadline      missing, wrong, or of a task that is not parked        the entry
 -- hold          one half of a hold, or a hold for nothing parked       ending it: the tick gives another
--- counter       :stats other than what is parked or waits              the sums
+-- counter       :stats other than what is parked or waits, or a surplus of headroom  the sums
 -- serving       other than the registered instances of the type        their number
 -- unfinished    other than the places of that bucket, carried ones apart  their number
 -- lost          a place without an entry: nobody runs the task, and while its id is known no replay brings it back.
@@ -31,6 +31,7 @@ do
 local ENTRIES = 400 -- of queues that are read in one call, 4 us each
 local INSTANCES = 10 -- of one page, about
 local MAX_FIELDS = 200 -- that one page of a scan is asked for
+local SURPLUS = '|headroom' -- counted beside the agent types, none of which has this name
 
 local function new_call(c)
   c.found, c.mends, c.gone, c.points, c.counts, c.long = {}, {}, {}, {}, {}, {}
@@ -58,16 +59,22 @@ local function walk_queue(c, instance, cursor, limit)
   return rows[#rows][1] .. '|' .. (mark or checks.mark(c, instance)) .. '|' .. table.concat(parts, ',')
 end
 
+-- What a registered instance adds to the counts.
+local function count_instance(c, instance, record)
+  for _, agent_type in ipairs(record.types) do c.counts[agent_type] = (c.counts[agent_type] or 0) + 1 end
+  local f, sum = free_of(c, instance), c.counts[SURPLUS]
+  if f and sum then c.counts[SURPLUS] = sum + headroom.beyond(c, f[3], record.capacity.slots) end
+end
+
 -- Instances with their queues, but for those that are too long for this call: they are named.
 local function walk_instances(c, cursor)
   local page = redis.call('HSCAN', key(c, ':inst'), cursor, 'COUNT', INSTANCES)
   local left = ENTRIES
+  if headroom.told(c) then c.counts[SURPLUS] = 0 end
   for i = 1, #page[2], 2 do
     local instance = page[2][i]
     local record, size = checks.instance(c, instance), redis.call('XLEN', key(c, ':q:' .. instance))
-    for _, agent_type in ipairs(record and record.types or {}) do
-      c.counts[agent_type] = (c.counts[agent_type] or 0) + 1
-    end
+    if record then count_instance(c, instance, record) end
     if record and size < left then
       walk_queue(c, instance, '', size + 1)
       left = left - size
@@ -150,6 +157,12 @@ each('held', 'HSCAN', ':held', 2, function(c, _, instance, shape_text) checks.ho
 local function tell(c, _, field, count) c.counts[field] = tonumber(count) end
 each('serving', 'HSCAN', ':serving', 2, tell)
 each('unfinished', 'HSCAN', ':unfinished', 2, tell)
+local tell_serving = walks.serving
+
+function walks.serving(c, ...)
+  c.counts[SURPLUS] = headroom.told(c)
+  return tell_serving(c, ...)
+end
 
 -- Checks of one subject that no walk comes by.
 local function once(walk, check)
@@ -163,6 +176,7 @@ once('instance', checks.instance)
 once('shape', checks.shape)
 once('counters', checks.counters)
 once('count_serving', checks.serving)
+once('count_headroom', checks.headroom)
 once('count_unfinished', checks.unfinished)
 
 local function flat_of(counts)

@@ -247,7 +247,8 @@ function checks.sums(c, instance, sums, mark)
   for position, units in pairs(sums) do parts[#parts + 1] = position .. '=' .. units end
   local at = (mark or checks.mark(c, instance)) .. '|' .. table.concat(parts, ',')
   local function mend()
-    local mended = f or vector_of(c, instance, record.epoch, record.capacity)
+    local mended = f or vector_of(c, record.epoch, record.capacity)
+    if not f then mended[3] = headroom.of(c, instance, record.capacity.slots) end
     for name, index in pairs(c.res) do
       local position = FIRST - 1 + index
       if mended[position] then mended[position] = (record.capacity[name] or 0) - (sums[position] or 0) end

@@ -54,6 +54,18 @@ local function check_flag(c, instance, record, f)
   end
 end
 
+-- The tag, and that the headroom is the share of the slots, rounded down or up.
+local function check_head(c, instance, record, f)
+  local tag, slots = struct.unpack('<I4', record.epoch), record.capacity.slots
+  local is_rounded = math.abs(headroom.beyond(c, f[3], slots)) < 1000
+  if f[1] == tag and is_rounded then return end
+  found(c, 'vector', 'instance', instance, '', '', 'its tag or headroom is not of its registration', function()
+    f[1] = tag
+    if not is_rounded then f[3] = headroom.of(c, instance, slots) end
+    touch(c, instance, f)
+  end)
+end
+
 function checks.instance(c, instance)
   local record, is_unreadable = checks.registered(c, instance)
   if is_unreadable then
@@ -68,13 +80,7 @@ function checks.instance(c, instance)
   end
   local f = free_of(c, instance)
   if not f then return record end -- told with the sums over its queue
-  local tag, headroom = struct.unpack('<I4', record.epoch), headroom_of(c, instance, record.capacity.slots)
-  if f[1] ~= tag or f[3] ~= headroom then
-    found(c, 'vector', 'instance', instance, '', '', 'its tag or headroom is not of its registration', function()
-      f[1], f[3] = tag, headroom
-      touch(c, instance, f)
-    end)
-  end
+  check_head(c, instance, record, f)
   check_flag(c, instance, record, f)
   return record
 end
@@ -209,6 +215,15 @@ function checks.serving(c)
     end
   end
   for agent_type, count in pairs(counted) do compare(c, 'serving', '', agent_type, count) end
+end
+
+-- The surplus of the headroom: all instances are counted, under the same condition.
+function checks.headroom(c)
+  if redis.call('HLEN', key(c, ':inst')) > MAX_FLEET then return end
+  local told, counted = headroom.told(c), headroom.count(c)
+  if not told or told == counted then return end
+  local detail = 'headroom_surplus ' .. told .. ', it is ' .. counted
+  found(c, 'counter', 'headroom', '', '', '', detail, function() headroom.store(c, counted) end)
 end
 
 -- Count places, as [id, place, ...], by the buckets in which they are unfinished: carried tasks in none.

@@ -5,16 +5,6 @@ local SPARE_MS = 10000 -- time for them to beat again; their own backoff has a c
 local MAX_PAGE = 4000 -- of one call, whatever its argument says
 local PAGE = 200 -- entries taken back in one call, so that evicting a big instance does not block the others
 
--- Headroom in whole slots. The fraction is rounded by the instance's name, so that the fleet as a whole keeps the
--- share; at least one slot is always left to the lower priorities, or a fleet of one-slot instances would shut them out.
-local function headroom_of(c, instance, slots)
-  local exact = slots * setting(c, 'headroom_permille') / 1000
-  local whole = math.floor(exact)
-  local chance = tonumber(string.sub(redis.sha1hex(instance), 1, 6), 16) / 16777216
-  if chance < exact - whole then whole = whole + 1 end
-  return math.max(0, math.min(whole, slots - 1, 65535))
-end
-
 -- Nothing more is placed on the instance, or it is open again; the open sets follow in write_free.
 local function set_flag(c, instance, flag)
   local f = free_of(c, instance)
@@ -29,6 +19,7 @@ end
 
 -- Nothing is left on the instance: forget it.
 local function forget_instance(c, instance)
+  headroom.leave(c, instance)
   for _, agent_type in ipairs(instance_of(c, instance).types) do add(c, ':serving', agent_type, -1) end
   for _, suffix in ipairs({ ':free', ':closed', ':recalled', ':report', ':inst' }) do drop(c, suffix, instance) end
   score(c, ':lease', instance, nil)
@@ -121,8 +112,9 @@ local function check_offer(instance, offered)
   end
 end
 
--- The vector of an instance all of whose capacity is free. Checks before it adds: the names of resources stay for good.
-local function vector_of(c, instance, epoch, capacity)
+-- The vector of an instance all of whose capacity is free, without headroom. Checks before it adds: the names of
+-- resources stay for good.
+local function vector_of(c, epoch, capacity)
   local names, added = {}, 0
   for name in pairs(capacity) do
     names[#names + 1] = name
@@ -130,7 +122,7 @@ local function vector_of(c, instance, epoch, capacity)
   end
   if c.res_count + added > MAX_RESOURCES then error('more than ' .. MAX_RESOURCES .. ' resource names in this cell') end
   table.sort(names)
-  local f = { (struct.unpack('<I4', epoch)), OPEN, headroom_of(c, instance, capacity.slots), false, false, false }
+  local f = { (struct.unpack('<I4', epoch)), OPEN, 0, false, false, false }
   for _, name in ipairs(names) do f[FIRST - 1 + resource_index(c, name, true)] = capacity[name] end
   for index = 1, c.res_count do f[FIRST - 1 + index] = f[FIRST - 1 + index] or 0 end
   return f
@@ -149,11 +141,12 @@ local function register(c, args)
     score(c, ':lease', instance, number(c.now + before.lease_ms))
     return { 'ok', meta(c, 'generation') or '', c.now, '0-0' }
   end
-  local f = vector_of(c, instance, epoch, capacity) -- first: a shape may need a resource that it adds
+  local f = vector_of(c, epoch, capacity) -- first: a shape may need a resource that it adds
   if before then
     local left = take_back(c, instance, PAGE, 'the instance registered anew')
     if left > 0 then return { 'evicting', left } end
   end
+  f[3] = headroom.assign(c, instance, capacity.slots)
   put(c, ':inst', instance, struct.pack('<d', c.now) .. args[2])
   score(c, ':lease', instance, number(c.now + offered[5]))
   for _, agent_type in ipairs(types) do add(c, ':serving', agent_type, 1) end

@@ -215,18 +215,6 @@ local function lease(keys, args)
   return 0
 end
 
--- Give every instance the headroom of the settings: some were registered under others, or before there were any.
--- One pass over the fleet, 2 us an instance; only when the setting has changed.
-local function set_headroom(c)
-  local flat = redis.call('HGETALL', key(c, ':free'))
-  for i = 1, #flat, 2 do
-    local f = remember_free(c, flat[i], flat[i + 1])
-    f[3] = headroom_of(c, flat[i], instance_of(c, flat[i]).capacity.slots)
-    touch(c, flat[i], f)
-  end
-  write_free(c)
-end
-
 -- open: KEYS[1] root; ARGV run id of the server, a random name, then setting, value, ...
 -- Stores the settings. A server with another run id may have gone back in time: the generation becomes the random name.
 -- reply: generation, 1 if the cell has begun, [partition, offset up to which it is read again after a total loss, ...]
@@ -242,7 +230,7 @@ local function open(c, args)
     if meta(c, args[i]) ~= args[i + 1] then put(c, ':meta', args[i], args[i + 1]) end
   end
   c.meta = nil
-  if setting(c, 'headroom_permille') ~= before then set_headroom(c) end
+  if setting(c, 'headroom_permille') ~= before then headroom.share_out(c) end
   return { generation, redis.call('HEXISTS', key(c, ':applied'), 'begun'), redis.call('HGETALL', key(c, ':replay')) }
 end
 
