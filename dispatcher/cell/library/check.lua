@@ -115,8 +115,8 @@ local function remove(c, spot, entry, head)
     c.later = c.later - 1
   else
     local shape = shape_of(c, spot.shape)
-    redis.call('ZREM', key(c, ':park:' .. spot.shape), entry)
-    unparked(c, shape, entry, head.id, spot.at)
+    redis.call('ZREM', shape.park, entry)
+    unparked(c, shape, entry, head.id, spot.at, head.deadline)
     refresh_head(c, shape)
   end
 end

@@ -41,8 +41,8 @@ local function unplace(c, id, where)
     local shape = shape_of(c, shape_text)
     local entry = parked_entry(c, shape, at, id)
     if not entry then return false end
-    redis.call('ZREM', key(c, ':park:' .. shape_text), entry)
-    unparked(c, shape, entry, id, at)
+    redis.call('ZREM', shape.park, entry)
+    unparked(c, shape, entry, id, at, read_head(entry).deadline)
     refresh_head(c, shape)
     return true
   end

@@ -86,24 +86,25 @@ local function place(c, instance, f, shape, entry, id, attempt, via, bucket)
   return stream_id
 end
 
--- Keep the index of heads true to the park of a shape. Returns whether anything is left in it.
+-- Keep the index of heads true to the park of a shape. Returns the key of its first task, nil if nothing is left in it.
 local function index_head(c, shape)
   local first = call('ZRANGE', shape.park, 0, 0, 'WITHSCORES')
   if first[2] then
     call('ZADD', shape.heads, first[2], shape.text)
-    return true
+    return tonumber(first[2])
   end
   redis.call('ZREM', shape.heads, shape.text)
   if redis.call('EXISTS', shape.heads) == 0 then redis.call('SREM', key(c, ':waiting'), shape.index) end
-  return false
+  return nil
 end
 
 -- The same after entries have left the park.
 local function refresh_head(c, shape)
   c.reindex[shape.text] = shape
-  if index_head(c, shape) then return end
-  local instance = redis.call('HGET', key(c, ':hold'), shape.text)
+  local order_key = index_head(c, shape)
+  local instance = not order_key and redis.call('HGET', key(c, ':hold'), shape.text)
   if instance then release(c, shape.text, instance) end -- nothing is left to hold it for
+  return order_key
 end
 
 -- Undo of what has left the park.
@@ -114,13 +115,12 @@ local function repark(c, shape, entry, order_key)
   was_at(c, head.id, parked_text(bucket_of(c, head.arrived), tonumber(order_key), head.attempt, shape.text))
 end
 
--- An entry has left the park of its shape.
-local function unparked(c, shape, entry, id, order_key)
+-- An entry has left the park of its shape. deadline: its own, 0 if it has none.
+local function unparked(c, shape, entry, id, order_key, deadline)
   undo(c, repark, shape, entry, order_key)
   c.reindex[shape.text] = shape
   c.parked = c.parked - 1
   c.parked_bytes = c.parked_bytes - #entry
-  local deadline = unpack_bytes('<d', entry, 13)
   if deadline > 0 and redis.call('ZREM', key(c, ':deadlines'), id) == 1 then
     undo(c, 'ZADD', key(c, ':deadlines'), number(deadline), id)
   end
@@ -190,52 +190,84 @@ local function place_or_park(c, entry, via)
   end
 end
 
--- Take the first task of the shape. Returns how many came onto the instance: 1, or 0 if there was none or it came late.
+-- Take the first task of the shape. Returns how many came onto the instance: 1, or 0 if there was none or it came late;
+-- and the key of the next one, nil if there is none.
 local function pop(c, instance, f, shape, via)
   local first = call('ZPOPMIN', shape.park)
   local entry = first[1]
-  if not entry then
-    refresh_head(c, shape)
-    return 0
-  end
+  if not entry then return 0, refresh_head(c, shape) end
   local deadline, arrived, id = unpack_bytes('<ddHc0', entry, 13)
   local placed = 0
-  unparked(c, shape, entry, id, first[2])
+  unparked(c, shape, entry, id, first[2], deadline)
   if deadline > 0 and deadline < c.now then
     dead(c, entry, read_head(entry), 'deadline', 'its deadline passed while it was parked', '')
   else
     place(c, instance, f, shape, entry, id, byte(entry, 2), via, bucket_of(c, arrived))
     placed = 1
   end
-  refresh_head(c, shape)
-  return placed
+  return placed, refresh_head(c, shape)
 end
 
--- The head of this index with the earliest key that fits the instance, looking at a bounded number of shapes.
+-- The head of this index with the earliest key that fits the instance, its key, and the head behind it with its key:
+-- false if there is none, nil if that is not known. Looks at a bounded number of shapes.
 local function best_of(c, instance, f, index)
-  local first, size = 0, 1
+  local first, size = 0, 2
   while first < MAX_SHAPES_SCANNED do
     local heads = call('ZRANGE', key(c, ':heads:' .. index), first, first + size - 1, 'WITHSCORES')
+    local is_end = #heads < 2 * size
     for i = 1, #heads, 2 do
       local shape = shape_of(c, heads[i])
-      if fits(c, instance, f, shape) and has_labels(c, instance, shape) then return shape, tonumber(heads[i + 1]) end
+      if fits(c, instance, f, shape) and has_labels(c, instance, shape) then
+        local behind = heads[i + 2] and shape_of(c, heads[i + 2])
+        if not behind and is_end then behind = false end
+        if behind and not has_labels(c, instance, behind) then behind = nil end
+        return shape, tonumber(heads[i + 1]), behind, tonumber(heads[i + 3])
+      end
     end
-    if #heads < 2 * size then return nil end
+    if is_end then return nil end
     first, size = first + size, MAX_SHAPES_SCANNED - first - size
   end
   return nil
 end
 
--- Of some agent types the indexes that have heads, the critical ones first, and how many those are.
+-- Of some agent types the indexes that have heads, the critical ones first, and how many those are. Each holds its name,
+-- and its best as far as it is known (best_of).
 local function waiting_of(c, types)
   local count, indexes, waiting = #types, {}, {}
   for i = 1, count do indexes[i], indexes[count + i] = 'c|' .. types[i], types[i] end
   local is_waiting, critical = call('SMISMEMBER', key(c, ':waiting'), unpack(indexes)), 0
   for i = 1, 2 * count do
-    if is_waiting[i] == 1 then waiting[#waiting + 1] = indexes[i] end
+    if is_waiting[i] == 1 then waiting[#waiting + 1] = { name = indexes[i] } end
     if i == count then critical = #waiting end
   end
   return waiting, critical
+end
+
+-- What is the best of an index now that a task of the best shape was taken: still that shape, or what was behind it; it
+-- is read again if that is not known. order_key: of the shape's next task, nil if it has none.
+local function advance(index, order_key)
+  local behind = index.behind
+  if order_key and (behind == false or behind and order_key < index.key_behind) then
+    index.key = order_key
+  elseif behind and order_key == index.key_behind then
+    index.shape = nil
+  else
+    index.shape, index.key, index.behind = behind, index.key_behind, nil
+  end
+end
+
+-- Of the first indexes, so many, the one whose best is the best of all; nil: there is nothing that fits.
+local function first_of(c, instance, f, indexes, count)
+  local best
+  for i = 1, count do
+    local index = indexes[i]
+    if index.shape == nil then
+      local shape, order_key, behind, key_behind = best_of(c, instance, f, index.name)
+      index.shape, index.key, index.behind, index.key_behind = shape or false, order_key, behind, key_behind
+    end
+    if index.shape and (not best or index.key < best.key) then best = index end
+  end
+  return best
 end
 
 -- Fill the instance's free capacity with the best parked tasks of all its types; takes at most `limit` out of the
@@ -244,24 +276,22 @@ local function pull(c, instance, limit, via)
   local record, f = instance_of(c, instance), free_of(c, instance)
   if not record or not f or f[2] == CLOSED or f[FIRST] <= 0 then return 0 end
   local indexes, critical = waiting_of(c, record.types)
-  local shapes, keys, pulled, taken, flag = {}, {}, 0, 0, f[2]
+  local pulled, taken, flag = 0, 0, f[2]
   while f[2] ~= CLOSED and f[FIRST] > 0 and taken < limit do
-    if f[2] ~= flag then shapes, flag = {}, f[2] end -- held no more: others fit now
+    if f[2] ~= flag then -- held no more: others fit now
+      indexes, critical = waiting_of(c, record.types)
+      flag = f[2]
+    end
     -- If nothing but headroom is left only critical tasks fit.
-    local best, last = nil, f[FIRST] <= f[3] and flag ~= HELD and critical or #indexes
-    for i = 1, last do
-      local shape = shapes[i]
-      if shape == nil then
-        shape, keys[i] = best_of(c, instance, f, indexes[i])
-        shapes[i] = shape or false
-      end
-      if shape and (not best or keys[i] < keys[best]) then best = i end
-    end
+    local best = first_of(c, instance, f, indexes, f[FIRST] <= f[3] and flag ~= HELD and critical or #indexes)
     if not best then break end
-    if fits(c, instance, f, shapes[best]) then
-      pulled, taken = pulled + pop(c, instance, f, shapes[best], via), taken + 1
+    if fits(c, instance, f, best.shape) then
+      local placed, order_key = pop(c, instance, f, best.shape, via)
+      pulled, taken = pulled + placed, taken + 1
+      advance(best, order_key)
+    else
+      best.shape = nil
     end
-    shapes[best] = nil
   end
   return pulled
 end
@@ -274,7 +304,7 @@ local function pull_shape(c, instance, shape, limit, via)
   for _, agent_type in ipairs(record.types) do serves = serves or agent_type == shape.type end
   while serves and taken < limit and fits(c, instance, f, shape)
     and redis.call('EXISTS', shape.park) == 1 do
-    pulled, taken = pulled + pop(c, instance, f, shape, via), taken + 1
+    pulled, taken = pulled + (pop(c, instance, f, shape, via)), taken + 1
   end
   return pulled
 end

@@ -80,7 +80,7 @@ end
 -- A parked task has waited for too long.
 local function give_up(c, shape, entry, head, order_key, reason, cause)
   redis.call('ZREM', shape.park, entry)
-  unparked(c, shape, entry, head.id, order_key)
+  unparked(c, shape, entry, head.id, order_key, head.deadline)
   dead(c, entry, head, reason, cause, '')
 end
 
