@@ -37,7 +37,7 @@ LIBRARY_FILES = (
 )
 """The function library, in the order in which one part uses another."""
 
-_BUILD = 14
+_BUILD = 15
 """Of the library's text, from 1: raised with every change of it. A server keeps the newest of those with one name."""
 
 _CALL_TIMEOUT_S = 5.0

@@ -68,7 +68,8 @@ def _check_offer(instance: str, epoch: str, registration: Registration) -> None:
     types, capacity, labels, lease_ms, _ = registration
     names = (instance, *types, *capacity, *labels, *labels.values())
     units = (*capacity.values(), lease_ms)
-    if not types or not all(map(_NAME, names)) or not all(0 <= n <= _MAX_UNITS for n in units):
+    are_types = 0 < len(types) == len(set(types))
+    if not are_types or not all(map(_NAME, names)) or not all(0 <= n <= _MAX_UNITS for n in units):
         raise DependencyError("the cell refused it: not an instance's id, types, capacity, labels, lease and profile")
     if SLOTS not in capacity or not _EPOCH(epoch):
         raise DependencyError("the cell refused it: an instance has slots, and an epoch of at least four characters")

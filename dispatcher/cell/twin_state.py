@@ -122,9 +122,8 @@ class TwinState:
         self.applied: dict[str, int] = {}
         self.resources = [SLOTS]
         self.instances: dict[str, Live] = {}
-        # index -> shape -> (key, entry), the first to leave first
         self.park: dict[str, dict[str, list[tuple[float, bytes]]]] = {}
-        """Agent type -> shape -> (key, entry) in order; nothing empty is kept."""
+        """Index -> shape -> (key, entry) in order; nothing empty is kept."""
         self.open_sets: dict[str, dict[str, None]] = {}
         """Agent type -> instances. They follow at the end of a call: what it frees is found by its own pull only."""
         self.touched: dict[str, None] = {}

@@ -229,6 +229,7 @@ MENDABLE = (
     _damage("wrong_head", "head", lambda keys: keys("ZADD", "heads:a", 77, BIG)),
     _damage("no_head", "head", lambda keys: keys("ZREM", "heads:a", BIG)),
     _damage("no_list_of_heads", "head", lambda keys: keys("DEL", "heads:c")),
+    _damage("head_in_another_index", "head", lambda keys: keys("ZADD", "heads:a", 5, "c|a|slots=1|")),
     _damage("head_of_nothing", "head", lambda keys: keys("ZADD", "heads:a", 5, "n|a|slots=9|")),
     _damage("type_not_listed", "head", lambda keys: keys("SREM", "waiting", "c")),
     _damage("type_listed_for_nothing", "head", lambda keys: keys("SADD", "waiting", "z")),

@@ -219,6 +219,7 @@ async def test_a_lease_is_spared_once_only() -> None:
         ("i", "ab\u00e9\u00e9", Registration(("a",), {"slots": 1}, {})),
         ("i", "abcd", Registration((), {"slots": 1}, {})),
         ("i", "abcd", Registration(("a,b",), {"slots": 1}, {})),
+        ("i", "abcd", Registration(("a", "b", "a"), {"slots": 1}, {})),
         ("i", "abcd", Registration(("a",), {"cpu": 1}, {})),
         ("i", "abcd", Registration(("a",), {"slots": -1}, {})),
         ("i", "abcd", Registration(("a",), {"slots": 1 << 31}, {})),

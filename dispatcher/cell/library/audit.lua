@@ -12,7 +12,7 @@
 -- misplaced     an entry whose task's place says what is not so        the same
 -- duplicate     an entry whose task really is elsewhere                removing it; its capacity is given back
 -- ended         an entry, a place or a carried copy of an ended task   removing it
--- head          the first key of a shape, or the list of waiting types what is parked
+-- head          the first key of a shape, or the list of waiting indexes what is parked
 -- deadline      missing, wrong, or of a task that is not parked        the entry
 -- hold          one half of a hold, or a hold for nothing parked       ending it: the tick gives another
 -- counter       :stats other than what is parked or waits, or a surplus of headroom  the sums
@@ -145,7 +145,10 @@ local function each(walk, command, suffix, step, check)
   end
 end
 
-each('heads', 'ZSCAN', ':heads:', 2, function(c, _, shape_text) checks.shape(c, shape_text) end)
+each('heads', 'ZSCAN', ':heads:', 2, function(c, index, shape_text)
+  checks.shape(c, shape_text)
+  checks.astray(c, index, shape_text)
+end)
 each('types', 'SSCAN', ':waiting', 1, function(c, _, index) checks.index(c, index) end)
 each('open', 'SSCAN', ':open:', 1, function(c, agent_type, instance) checks.open(c, agent_type, instance) end)
 each('carried', 'HSCAN', ':carried', 2, function(c, _, id) checks.carried(c, id) end)

@@ -114,6 +114,17 @@ function checks.shape(c, shape_text)
   end)
 end
 
+-- A head in another index than that of its shape.
+function checks.astray(c, index, shape_text)
+  local is_read, shape = pcall(shape_of, c, shape_text)
+  local is_there = redis.call('ZSCORE', key(c, ':heads:' .. index), shape_text)
+  if not is_read or not is_there or shape.index == index then return end
+  found(c, 'head', 'astray', index, shape_text, '', 'it belongs to ' .. shape.index, function()
+    score(c, ':heads:' .. index, shape_text, nil)
+    checks.member(c, ':waiting', index, redis.call('EXISTS', key(c, ':heads:' .. index)) == 1)
+  end)
+end
+
 -- An index that is listed as waiting and has nothing parked.
 function checks.index(c, index)
   if redis.call('SISMEMBER', key(c, ':waiting'), index) == 0

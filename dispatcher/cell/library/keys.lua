@@ -2,8 +2,8 @@
 -- KEYS[1] = ty:{cell}; every other key is the root with a suffix, so all share one hash tag and one slot.
 --
 -- key              type    meaning
--- :meta            hash    generation, run_id, evict_ms (when evict was last called), headroom_surplus (headroom.lua) and
---                          the cell's settings (tick.lua)
+-- :meta            hash    generation, run_id, evict_ms (when evict was last called), headroom_surplus (headroom.lua),
+--                          by_lane (1: heads are in indexes by lane) and the cell's settings (tick.lua)
 -- :applied         hash    topic incarnation:partition -> offset up to which records have been applied; begun -> 1
 -- :inst            hash    instance -> f64 registered, MessagePack [epoch, types, capacity, labels, lease_ms, profile]
 -- :closed          hash    instance -> why nothing is placed on it; no field: open or held

@@ -105,7 +105,11 @@ local function check_offer(instance, offered)
   local epoch, types, capacity, labels, lease_ms = unpack(offered, 1, 5)
   local is_right = is_name(instance) and type(types) == 'table' and #types > 0 and are_names(capacity, is_units)
     and are_names(labels, is_name) and is_units(lease_ms) and are_texts(offered[6])
-  for _, agent_type in ipairs(is_right and types or {}) do is_right = is_right and is_name(agent_type) end
+  local named = {}
+  for _, agent_type in ipairs(is_right and types or {}) do
+    is_right = is_right and is_name(agent_type) and not named[agent_type]
+    named[agent_type or ''] = true
+  end
   if not is_right then error('not an instance\'s id, types, capacity, labels, lease and profile') end
   if not capacity.slots or type(epoch) ~= 'string' or not string.find(epoch, '^[%w._-][%w._-][%w._-][%w._-]+$') then
     error('an instance has slots, and an epoch of at least four characters, letters, digits and . _ -')

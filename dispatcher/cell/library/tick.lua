@@ -215,6 +215,25 @@ local function lease(keys, args)
   return 0
 end
 
+-- Builds before 12 had the heads of critical shapes in one index with the others of their type, where nobody looks for
+-- them any more.
+local function part_heads(c)
+  local waiting = key(c, ':waiting')
+  for _, index in ipairs(redis.call('SMEMBERS', waiting)) do
+    for _, shape_text in ipairs(redis.call('ZRANGE', key(c, ':heads:' .. index), 0, -1)) do
+      local is_read, shape = pcall(shape_of, c, shape_text)
+      if is_read and shape.index ~= index then
+        score(c, ':heads:' .. index, shape_text, nil)
+        score(c, ':heads:' .. shape.index, shape_text, redis.call('ZRANGE', shape.park, 0, 0, 'WITHSCORES')[2])
+        if redis.call('SADD', waiting, shape.index) == 1 then undo(c, 'SREM', waiting, shape.index) end
+      end
+    end
+    if redis.call('EXISTS', key(c, ':heads:' .. index)) == 0 and redis.call('SREM', waiting, index) == 1 then
+      undo(c, 'SADD', waiting, index)
+    end
+  end
+end
+
 -- open: KEYS[1] root; ARGV run id of the server, a random name, then setting, value, ...
 -- Stores the settings. A server with another run id may have gone back in time: the generation becomes the random name.
 -- reply: generation, 1 if the cell has begun, [partition, offset up to which it is read again after a total loss, ...]
@@ -231,6 +250,10 @@ local function open(c, args)
   end
   c.meta = nil
   if setting(c, 'headroom_permille') ~= before then headroom.share_out(c) end
+  if not meta(c, 'by_lane') then
+    part_heads(c)
+    put(c, ':meta', 'by_lane', '1')
+  end
   return { generation, redis.call('HEXISTS', key(c, ':applied'), 'begun'), redis.call('HGETALL', key(c, ':replay')) }
 end
 

@@ -61,7 +61,7 @@ local function resource_index(c, name, may_add)
   if not c.res then
     c.res, c.res_count = { slots = 1 }, 0 -- every cell counts slots first
     local flat = redis.call('HGETALL', key(c, ':res'))
-    c.numbering = c.root .. table.concat(flat, ' ')
+    c.numbering = c.root .. cmsgpack.pack(flat)
     for i = 1, #flat, 2 do
       c.res[flat[i]] = tonumber(flat[i + 1])
       c.res_count = c.res_count + 1
@@ -72,7 +72,7 @@ local function resource_index(c, name, may_add)
   if not index and may_add and c.res_count < MAX_RESOURCES then
     c.res_count = c.res_count + 1
     index = c.res_count
-    c.res[name], c.numbering = index, c.numbering .. ' ' .. name
+    c.res[name], c.numbering = index, c.numbering .. cmsgpack.pack({ name, index })
     put(c, ':res', 'slots', 1)
     put(c, ':res', name, index)
   end
