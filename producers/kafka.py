@@ -90,9 +90,9 @@ class Acknowledgement:
         """Whether awaiting it returns at once, or all but."""
         return self._sent.done()
 
-    def is_lost_with(self, client: Any) -> bool:
-        """Whether that client had it and has lost it with its sequence."""
-        if self._client is not client or not self._sent.done():
+    def is_lost(self, client: Any) -> bool:
+        """Whether one before that client had it and has lost it with its sequence."""
+        if self._client is client or not self._sent.done():
             return False
         error = self._sent.exception()
         return error is not None and _is_lost(error)
@@ -144,6 +144,9 @@ class KafkaLink:
         # What somebody still holds, in the order of sending, and some that nobody does. Written by send.
         self._given: list[weakref.ref[Acknowledgement]] = []
         self._sweep_at = _LEAST_SWEPT
+        # Close what was lost and send its records again. Not by the caller who found it out: one who gives up waiting
+        # would leave them to all others. Written by renew.
+        self._afters: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Connect. Raises DependencyError if Kafka does not answer, ConfigError if the address cannot be one."""
@@ -152,11 +155,19 @@ class KafkaLink:
     async def stop(self) -> None:
         """Send what is buffered and disconnect, within `timeout_s` and a few seconds. Idempotent."""
         client, self._client = self._client, None
+        afters = list(self._afters)
+        if afters:
+            await asyncio.wait(afters, timeout=_STOP_TIMEOUT_S)
+        for after in afters:
+            after.cancel()
+        await asyncio.gather(*afters, return_exceptions=True)
         if client is not None:
             await _close(client, self.timeout_s)
 
     async def flush(self) -> None:
         """Wait until everything sent so far is acknowledged or refused. Raises DependencyError if it takes too long."""
+        if self._afters:
+            await asyncio.wait(self._afters, timeout=self.timeout_s)
         await self._timed(self._running().flush(), "acknowledge everything sent")
 
     async def send(self, record: Record) -> Acknowledgement:
@@ -188,26 +199,32 @@ class KafkaLink:
         raise DependencyError(f"no producer of {self.bootstrap} stays alive; see its log, then publish again")
 
     async def renew(self, lost: Any) -> None:
-        """Replace a client that has lost its sequence and send again what it has lost, unless another caller has.
+        """Replace a client that has lost its sequence, unless another caller has. Raises DependencyError.
 
-        What finds no room stays lost, until somebody waits for it. Raises DependencyError.
+        What it has lost is sent again meanwhile; what finds no room stays lost, until somebody waits for it.
         """
         async with self._renewing:
             if self._client is not lost:
                 return
-            client = self._client = await self._connect()
-        # Closed, it has nothing that is not acknowledged or refused. Others need not wait for this: whoever waits for a
-        # record that is not sent again yet does it; twice does no harm.
-        await _close(lost, _STOP_TIMEOUT_S)
-        await self._send_again(lost, client)
+            client = await self._connect()
+            if self._client is not lost:  # stopped meanwhile
+                await _close(client, _STOP_TIMEOUT_S)
+                return
+            self._client = client
+        # Nobody need wait for this: whoever waits for a record that is not sent again yet does it; twice is no harm.
+        after = asyncio.create_task(self._send_again(lost, client), name="send again what a client has lost")
+        self._afters.add(after)
+        after.add_done_callback(self._afters.discard)
 
     async def _send_again(self, lost: Any, client: Any) -> None:
+        # Closed, it has nothing that is not acknowledged or refused.
+        await _close(lost, _STOP_TIMEOUT_S)
         # Together: who waits for one after the other would send them so, a round trip each, and stay behind for long.
         count = 0
         with contextlib.suppress(Backpressure, KafkaError):
             for given in tuple(self._given):
                 acknowledgement = given()
-                if acknowledgement is None or not acknowledgement.is_lost_with(lost):
+                if acknowledgement is None or not acknowledgement.is_lost(client):
                     continue
                 acknowledgement.now_with(client, await self._put(client, acknowledgement.record))
                 count += 1
@@ -269,7 +286,8 @@ class KafkaLink:
             client = AIOKafkaProducer(**options)
             client.client._metadata_update = _PacedReading(client.client._metadata_update)  # noqa: SLF001
             # A batch that waits for a leader aiokafka drops after the request timeout, though its sequence counts it:
-            # the broker refuses all that follows. With us it stays; our waits have ends of their own.
+            # the broker refuses all that follows. With us it stays; our waits have ends of their own. One that never
+            # gets a leader again, of a topic made anew with fewer partitions, stays until the client is stopped.
             client._message_accumulator._batch_ttl = math.inf  # noqa: SLF001
             await self._timed(client.start(), "answer")
         except BaseException as error:

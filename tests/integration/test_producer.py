@@ -305,6 +305,53 @@ async def test_all_that_a_client_has_lost_is_sent_again_at_once_not_each_when_it
         await acknowledgement
 
 
+async def test_what_a_client_has_lost_is_sent_again_though_who_found_it_out_gives_up(
+    producer: Producer, kafka_address: str, cell_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = link_of(producer)
+    connect = link._connect
+    await producer.publish_many([a_task() for _ in range(30)])
+    lose_sequence(producer, cell_prefix)
+    sent = [await producer.send(a_task()) for _ in range(300)]
+    waiter = asyncio.ensure_future(sent[0])
+
+    async def then_give_up() -> Any:
+        client = await connect()
+        asyncio.get_running_loop().call_soon(waiter.cancel)
+        return client
+
+    monkeypatch.setattr(link, "_connect", then_give_up)
+    await asyncio.wait([waiter])
+    await producer.flush()
+
+    assert len({record.key for record in await records(kafka_address, cell_prefix)}) == 330
+    for acknowledgement in sent:
+        await acknowledgement
+
+
+async def test_a_producer_that_stops_while_its_client_is_replaced_leaves_none_behind(
+    producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, made, may_go_on = link_of(producer), asyncio.Event(), asyncio.Event()
+    connect, clients = link._connect, list[Any]()
+
+    async def slowly() -> Any:
+        clients.append(await connect())
+        made.set()
+        await may_go_on.wait()
+        return clients[0]
+
+    monkeypatch.setattr(link, "_connect", slowly)
+    renewing = asyncio.create_task(link.renew(client_of(producer)))
+    await made.wait()
+    await link.stop()
+    may_go_on.set()
+    await renewing
+
+    assert clients[0]._closed
+    assert client_of(producer) is None
+
+
 async def test_an_acknowledgement_that_nobody_holds_is_let_go(producer: Producer) -> None:
     for _ in range(5_000):
         await producer.send(a_task())
