@@ -32,9 +32,10 @@ class Watch:
             return
         if began_s - self._whole_s >= _WHOLE_EVERY_S or not await self._refreshed():
             level = await self._view.level()
-            self._fleet.tell_time(level.now_ms, mono_s=time.monotonic())
+            level_s = time.monotonic()
             resources = await self._view.resources()
             views = await self._view.instances()
+            self._fleet.tell_time(level.now_ms, mono_s=level_s)
             self._fleet.replace(views, resources, now_ms=self._fleet.time_ms(time.monotonic()))
             self._whole_s = time.monotonic()
             self._measure(level)

@@ -75,4 +75,7 @@ class LeastAgentLoad:
         same_type = queue * instance.shares[agent_type]
         load = 0.3 * cpu + 0.2 * memory + 0.3 * same_type + 0.2 * queue + instance.errors
         age_ms = now_ms - instance.registered_ms
-        return load + _WARM_UP_LOAD * (1 - age_ms / WARM_UP_MS) if age_ms < WARM_UP_MS else load
+        if age_ms >= WARM_UP_MS:
+            return load
+        # Below 0 if the cell's clock was set back, by a failover: then all are new.
+        return load + _WARM_UP_LOAD * (1 - max(0.0, age_ms) / WARM_UP_MS)

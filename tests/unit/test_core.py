@@ -251,6 +251,13 @@ def test_heaps_are_rebuilt_though_the_clock_was_set_back() -> None:
     assert planned(["n|a|slots=1|"], fleet, now_ms=NOW_MS - 600_000) == ["i"]
 
 
+def test_of_a_fleet_that_registered_in_the_future_all_are_as_new_and_the_least_loaded_is_chosen() -> None:
+    older = instance("older", capacity={"slots": 2}, free={"slots": 1}, registered_ms=int(NOW_MS) + 500_000)
+    newer = instance("newer", capacity={"slots": 2}, free={"slots": 2}, registered_ms=int(NOW_MS) + 600_000)
+
+    assert planned(["n|a|slots=1|"], fleet_of(older, newer)) == ["newer"]
+
+
 def test_a_refresh_that_shows_another_fleet_says_so() -> None:
     fleet = fleet_of(instance("i", free={"slots": 1}))
 
