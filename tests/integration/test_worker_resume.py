@@ -46,9 +46,14 @@ class Ground(Yard):
         """Copy all keys of the cell."""
         return await self.connection.command("EVAL", SAVE, 1, self.root)
 
-    async def go_back(self, saved: list[bytes]) -> str:
-        """Put the copied keys in the place of those there are, and open the cell as a dispatcher would."""
+    async def go_back(self, saved: list[bytes], *placed: Task, on: str = "") -> str:
+        """Put the copied keys in the place of those there are, place tasks, and open the cell as a dispatcher would.
+
+        The workers are told by the last alone: none can say that it runs a task before that is placed.
+        """
         await self.connection.command("EVAL", GO_BACK, 1, self.root, *saved)
+        if placed:
+            await self.put(*placed, instance=on)
         opening = await self.cell.open(CONFIG)
         await self.cell.begin({})
         return opening.generation
@@ -123,8 +128,7 @@ async def test_after_the_cell_has_gone_back_each_task_goes_on_and_finishes_once(
         gate.let(finished)
         await field.wait_for(finished, "finished")
 
-        await field.go_back(saved)
-        await field.put(elsewhere, instance="j")  # what a dispatcher reads from Kafka once more
+        await field.go_back(saved, elsewhere, on="j")  # as a dispatcher reads it from Kafka once more
         await eventually(is_adopted, "what was forgotten is on the queue")
         await eventually(is_stopped, "what another has is stopped")
         gate.let(*work)
