@@ -10,8 +10,8 @@ from taskyard.dispatcher.metrics import Metrics
 _WHOLE_EVERY_S = 1.0
 # Reading takes at most this share of the loop's time, whatever the size of the fleet.
 _SHARE = 0.1
-# But it pauses no longer than this, well below the age at which a view is no ground to place on: what took long may have
-# been a slow link, where the loop only waited, and the tick settles by this view.
+# But it pauses no longer than this, well below the age at which a view is no ground to place on: what took long may
+# have been a slow link, where the loop only waited, and the tick settles by this view.
 _LONGEST_PAUSE_S = 2.0
 
 
