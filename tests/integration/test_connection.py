@@ -33,6 +33,29 @@ async def test_cancelled_calls_leave_no_reply_behind_for_the_next_one(redis_url:
     await connection.close()
 
 
+async def test_calls_that_are_cancelled_while_they_connect_leave_no_reply_behind(redis_url: str, cell: str) -> None:
+    for turns in range(40):
+        connection = Connection(redis_url, cell)
+        call = asyncio.create_task(connection.command("ECHO", "cancelled"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.wait([call])
+
+        assert await connection.command("ECHO", f"kept {turns}") == f"kept {turns}".encode()
+
+        await connection.close()
+
+
+async def test_calls_beyond_the_connections_wait_for_one(redis_url: str, cell: str) -> None:
+    connection = Connection(redis_url, cell)
+
+    replies = await asyncio.gather(*[connection.command("ECHO", str(n)) for n in range(100)])
+
+    assert replies == [str(n).encode() for n in range(100)]
+    await connection.close()
+
+
 async def test_a_cancellation_that_comes_with_the_reply_is_not_swallowed(redis_url: str, cell: str) -> None:
     connection = Connection(redis_url, cell)
     await connection.command("PING")
@@ -120,21 +143,20 @@ def test_a_call_on_a_connection_that_was_closed_a_moment_ago_is_no_crash_under_u
 ) -> None:
     async def call_after_the_end() -> None:
         connection = Connection(redis_url, cell)
-        pool: Any = connection._pool  # pyright: ignore[reportPrivateUsage]
-        get_connection = pool.get_connection
+        maker: Any = connection._pool._maker  # pyright: ignore[reportPrivateUsage]
+        ensure_connection = maker.ensure_connection
 
-        async def get_and_lose() -> Any:
-            found = await get_connection()
+        async def ensure_and_lose(found: Any) -> None:
+            await ensure_connection(found)
             found._writer.transport.abort()  # the network fails just now
             await asyncio.sleep(0)  # the loop closes it in its next turn
             await asyncio.sleep(0)
-            return found
 
-        pool.get_connection = get_and_lose
+        maker.ensure_connection = ensure_and_lose
         with pytest.raises(DependencyError):
             await connection.command("PING")
 
-        pool.get_connection = get_connection
+        maker.ensure_connection = ensure_connection
         assert await connection.command("PING") == b"PONG"
         await connection.close()
 
