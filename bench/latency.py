@@ -45,6 +45,8 @@ _CALIBRATED_S = 3.0
 """How long twice the nominal capacity is offered to find out the real one."""
 # The flood goes on for so many times what it is to cover, and ten seconds: the other sender has to start meanwhile.
 _FLOOD_LASTS = 2
+# One by one its sender took most of a processor, which then was what stood in the way, not the low tasks.
+_FLOOD_EVERY_MS = 10
 _SHARES = (0.2, 0.5, 0.8)
 _IDLE_SHARE = 0.05
 # A smoke has few samples on a machine that others use: what it shows is that the row works.
@@ -55,7 +57,7 @@ class Load(NamedTuple):
     """What is offered to whom. rates: stream -> tasks a second, for `seconds` after `warm_s` that do not count.
 
     hold_ms, slots: of each task, in all. flood: low tasks a second beside it, from before its first until its last,
-    sent by a process of its own: it is to stand in the way of nobody at the producer.
+    sent by a process of its own: it is to stand in the way of nobody at the producer. every_ms: see `schedule`.
     """
 
     rates: Mapping[str, float]
@@ -64,6 +66,7 @@ class Load(NamedTuple):
     hold_ms: int = 0
     slots: int = _ROOMY
     flood: float = 0
+    every_ms: int = 0
 
 
 class Run(NamedTuple):
@@ -216,7 +219,8 @@ def _measured(rig: Rig, load: Load, directory: Path, prefix: str, children: dict
     told, flooded = directory / "sent", directory / "flooded"
     with contextlib.ExitStack() as stack:
         if load.flood:
-            flood = load._replace(rates={"low": load.flood}, seconds=_FLOOD_LASTS * (load.warm_s + load.seconds) + 10)
+            seconds = _FLOOD_LASTS * (load.warm_s + load.seconds) + 10
+            flood = load._replace(rates={"low": load.flood}, seconds=seconds, every_ms=_FLOOD_EVERY_MS)
             children["flood"] = stack.enter_context(_sender(rig, flood, flooded, prefix))
             wait_for(lambda: _are_well(children) and stamps.count(directory, "low"), "the flood to begin")
         children["sender"] = stack.enter_context(_sender(rig, load, told, prefix))
@@ -241,7 +245,7 @@ def _measured(rig: Rig, load: Load, directory: Path, prefix: str, children: dict
 
 
 def _sender(rig: Rig, load: Load, told: Path, prefix: str) -> contextlib.AbstractContextManager[Child]:
-    numbers = [str(number) for number in (load.hold_ms, load.warm_s, load.seconds)]
+    numbers = [str(number) for number in (load.hold_ms, load.warm_s, load.seconds, load.every_ms)]
     offered = [f"{stream}={per_s}" for stream, per_s in load.rates.items()]
     return rig.child(sys.executable, "-m", "bench.latency_send", rig.kafka, prefix, str(told), *numbers, *offered)
 

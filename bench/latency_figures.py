@@ -59,16 +59,18 @@ def count_of(per_s: float, seconds: float) -> int:
     return max(1, round(per_s * seconds))
 
 
-def schedule(rates: Mapping[str, float], seconds: float) -> list[tuple[int, str]]:
+def schedule(rates: Mapping[str, float], seconds: float, every_ms: int = 0) -> list[tuple[int, str]]:
     """Say when each task is due, in ns from the start, and of which stream it is: each at a steady pace.
 
     rates: name -> tasks a second. The streams begin apart, so that they do not send at the same moments.
+    every_ms: if not 0, those of so much time are due together at its end.
     """
     due: list[tuple[int, str]] = []
     for place, (name, per_s) in enumerate(rates.items()):
         phase = place / len(rates)
         due += [(round((k + phase) * _NS_PER_S / per_s), name) for k in range(count_of(per_s, seconds))]
-    return sorted(due)
+    step_ns = int(every_ms * _NS_PER_MS)
+    return sorted((-(-due_ns // step_ns) * step_ns if step_ns else due_ns, name) for due_ns, name in due)
 
 
 def middle_rate(started_ns: Iterable[int]) -> float:

@@ -59,6 +59,13 @@ def test_streams_keep_a_steady_pace_each_and_do_not_send_at_the_same_moment() ->
     assert plan == sorted(plan)
 
 
+def test_in_rounds_tasks_are_due_together_and_none_of_them_earlier_than_alone() -> None:
+    singly, in_rounds = (schedule({"low": 3_000}, 1.0, every_ms) for every_ms in (0, 10))
+
+    assert {at % (10 * MS) for at, _ in in_rounds} == {0}
+    assert all(0 <= late - at < 10 * MS for (at, _), (late, _) in zip(singly, in_rounds, strict=True))
+
+
 def test_a_sender_that_is_late_sends_all_with_the_times_that_were_planned() -> None:
     past_ns = time.monotonic_ns() - 80 * MS
     plan = [(past_ns + number * MS, "critical") for number in range(70)]
