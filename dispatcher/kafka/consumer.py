@@ -21,7 +21,8 @@ Record = Any
 
 # Intake does not poll while the park is full. Heartbeats go on; what stands still is seen in the lag, not here.
 _POLL_INTERVAL_MS = 24 * 3_600_000
-_FETCH_WAIT_MS = 50
+# How long the broker holds a read that finds nothing. A seek waits for the read that is under way.
+_FETCH_WAIT_MS = 200
 # How soon partitions that were added are seen; aiokafka's own is 5 minutes.
 _METADATA_AGE_MS = 5_000
 # A client whose background tasks have died (aiokafka) raises for ever, or waits for ever: it is replaced.
