@@ -241,7 +241,7 @@ def _measured(rig: Rig, load: Load, directory: Path, prefix: str, children: dict
         started_ns += [stamp.started_ns for stamp in found]
     # Processor time is counted over the tasks that were waited for; beside a flood it would say nothing.
     cpu_us: Mapping[str, float] = {} if load.flood else timed.cpu_us
-    return Run(latencies_ns, started_ns, cpu_us, _details(directory, sent))
+    return Run(latencies_ns, started_ns, cpu_us, {**_details(directory, sent), "server": timed.details["server"]})
 
 
 def _sender(rig: Rig, load: Load, told: Path, prefix: str) -> contextlib.AbstractContextManager[Child]:

@@ -13,6 +13,7 @@ from typing import Any
 import redis
 
 from bench.pairs import Sample
+from bench.server_use import per_task, use_of
 from taskyard.compose import leash
 from taskyard.compose.embedded import Services
 
@@ -77,7 +78,7 @@ class Rig:
         """Watch a run until `done()` is `count`.
 
         The clock starts with `has_begun()`, or else when a tenth is done: starting processes is not in it.
-        Details: `rss_bytes` of each process at the end.
+        Details: `rss_bytes` of each process at the end, and `server`: see `server_use.per_task`.
         """
         pids = {**{name: child.pid for name, child in children.items()}, **self._server_pids}
 
@@ -87,6 +88,7 @@ class Rig:
             return True
 
         wait_for(lambda: is_well() and (has_begun() if has_begun else done() >= count * _WARM_UP), "the run to begin")
+        used = use_of(self.redis)
         began_s, first, before = time.monotonic(), done(), {name: cpu_s(pid) for name, pid in pids.items()}
         wait_for(lambda: is_well() and done() >= count, f"{count} tasks to be done")
         took_s, timed = time.monotonic() - began_s, count - first
@@ -94,7 +96,8 @@ class Rig:
             raise RuntimeError(f"all {count} tasks were done at the first look; the run needs more of them")
         spent = {name: cpu_s(pid) - before[name] for name, pid in pids.items()}
         held = {name: rss_bytes(pid) for name, pid in pids.items()}
-        return Sample(timed / took_s, {name: 1e6 * took / timed for name, took in spent.items()}, {"rss_bytes": held})
+        details = {"rss_bytes": held, "server": per_task(used, use_of(self.redis), timed)}
+        return Sample(timed / took_s, {name: 1e6 * took / timed for name, took in spent.items()}, details)
 
 
 class Child:
