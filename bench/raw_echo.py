@@ -19,7 +19,7 @@ from bench.stalls import stalls_file, watched
 from taskyard.dispatcher.cli import loop
 
 _POLL_MS = 200
-_FETCH_WAIT_MS = 50
+_FETCH_WAIT_MS = 200
 """As the dispatcher's own consumer."""
 
 
