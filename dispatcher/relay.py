@@ -1,7 +1,8 @@
 """The relay: publishes the outbox to `results` and `dead-letter`, by one dispatcher of the cell at a time.
 
 Order, and why: publish, wait for every acknowledgement, then trim. A relay that dies in between publishes again, with
-the same id and attempt, which a consumer can tell; the other way round an outcome would be lost.
+the same id and attempt, which a consumer can tell; the other way round an outcome would be lost. Two relays at once do
+no more than that: each trims only what it has published itself.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import structlog
 from taskyard.dispatcher.cell.contract import DispatcherCell, Outgoing
 from taskyard.dispatcher.clients import Producer
 from taskyard.dispatcher.kafka.producer import OutgoingRecord
+from taskyard.dispatcher.lease import Lease
 from taskyard.dispatcher.metrics import Metrics
 from taskyard.schemas.codec import JSON, codec_for, codec_of, content_headers
 from taskyard.schemas.entry import Entry, decode_entry
@@ -41,13 +43,13 @@ class Relay:
         self._producer = producer
         self._topics = topics
         self._metrics = metrics
-        self._owner = owner
+        self._lease = Lease(cell, "relay", owner, _LEASE_MS)
         # Entries in the next page, going by what the last ones weighed.
         self._page = _FIRST_PAGE
 
     async def step(self) -> None:
         """Publish all that is there, page by page, as long as the lease is ours. Raises DependencyError."""
-        while await self._cell.lease("relay", self._owner, ttl_ms=_LEASE_MS):
+        while await self._lease.held():
             count = self._page
             # One that is too much to be read in time must not be asked for again.
             self._page = max(1, count // 2)
@@ -65,7 +67,7 @@ class Relay:
         try:
             await self._producer.stop()
         finally:
-            await self._cell.lease("relay", self._owner, ttl_ms=0)
+            await self._lease.give_back()
 
     async def _publish_in_order(self, records: Sequence[OutgoingRecord]) -> None:
         """Publish topic by topic, for it may be cut off in between, and the cell lost then.

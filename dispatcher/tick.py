@@ -1,10 +1,14 @@
-"""The tick: what must happen from time to time, done by one dispatcher of the cell at a time."""
+"""The tick: what must happen from time to time, done by one dispatcher of the cell at a time.
+
+Two at once do no harm: each call takes effect whole, and the cell decides by its own state and clock what is due.
+"""
 
 import structlog
 
 from taskyard.dispatcher.cell.contract import DispatcherCell, FleetView
 from taskyard.dispatcher.core.fleet import Fleet
 from taskyard.dispatcher.core.matching import to_hold, to_settle
+from taskyard.dispatcher.lease import Lease
 from taskyard.dispatcher.metrics import Metrics
 from taskyard.dispatcher.settings import Settings
 
@@ -30,12 +34,12 @@ class Tick:
         self._fleet = fleet
         self._settings = settings
         self._metrics = metrics
-        self._owner = owner
+        self._lease = Lease(cell, "tick", owner, _LEASE_MS)
         self._count = 0
 
     async def step(self) -> None:
         """Do all that is due, if the lease is ours. Raises DependencyError."""
-        if not await self._cell.lease("tick", self._owner, ttl_ms=_LEASE_MS):
+        if not await self._lease.held():
             return
         self._count += 1
         if self._count % _SELDOM == 1:
@@ -47,7 +51,7 @@ class Tick:
 
     async def stop(self) -> None:
         """Give the lease back, so that another takes over at once."""
-        await self._cell.lease("tick", self._owner, ttl_ms=0)
+        await self._lease.give_back()
 
     async def _evict(self) -> None:
         for _ in range(_CALLS):

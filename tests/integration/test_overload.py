@@ -91,12 +91,12 @@ async def test_tasks_that_wait_for_a_retry_count_as_parked_ones(yard: Yard, sett
 
 
 async def test_a_full_outbox_pauses_every_priority_until_it_is_published(yard: Yard, settings: Settings) -> None:
+    # While another holds the relay's lease, nobody publishes. A dispatcher that had it would go on for a while.
+    assert await yard.cell.lease("relay", "nobody", ttl_ms=60_000)
     dispatcher = await yard.dispatcher(overloaded(settings, outbox=10))
     await yard.instance("i", slots=100)
     await yard.publish(*[task(f"first-{n}") for n in range(20)])
     await until(lambda: _are_placed(yard, "i", 20), what="the first are placed")
-    # While another holds the relay's lease, nobody publishes. It is renewed too often to be taken in any other way.
-    await yard.connection.command("SET", f"{yard.connection.root}:lock:relay", "nobody", "PX", 60_000)
 
     await yard.finish_all("i")
     await yard.publish(*[task(f"late-{p}", priority=p) for p in PRIORITIES])
@@ -111,12 +111,12 @@ async def test_a_full_outbox_pauses_every_priority_until_it_is_published(yard: Y
 
 async def test_outcomes_that_are_too_large_to_be_read_all_at_once_are_published_page_by_page(yard: Yard) -> None:
     count, result = 60, msgspec.Raw(b'"' + b"x" * 400_000 + b'"')
-    command, root = yard.connection.command, yard.connection.root
+    command = yard.connection.command
+    assert await yard.cell.lease("relay", "nobody", ttl_ms=60_000)
     await yard.dispatcher()
     await yard.instance("i", slots=100)
     await yard.publish(*[task(f"t{n}") for n in range(count)])
     await until(lambda: _are_placed(yard, "i", count), what="all are placed")
-    await command("SET", f"{root}:lock:relay", "nobody", "PX", 60_000)
     for delivery in await yard.view.queue("i", count=count):
         task_id = decode_entry(delivery.entry).id
         body = JSON.encode_outcome(Outcome(id=task_id, type="a", status="succeeded", attempt=1, result=result))

@@ -110,7 +110,7 @@ MUTATIONS = (
     Mutation(
         "a drain leaves its lease behind",
         "dispatcher/tick.py",
-        'await self._cell.lease("tick", self._owner, ttl_ms=0)',
+        "await self._lease.give_back()",
         "pass",
     ),
 )

@@ -14,9 +14,10 @@ _CALMED_S = 4.0
 """After so long without a fault the dispatchers tick again: their leases have run out, and they see the fleet.
 
 Both together are the bound: what is parked may stay so long after the last fault. Waited for are, side by side, the
-lease of a dead ticker (2 s, `tick._LEASE_MS`), a loop that has failed many times (5 s, `repeat._CAP_S`) and a view
-that came slowly (2 s, `watch._LONGEST_PAUSE_S`); then one after the other a view and a tick (150 ms each, `_settings`)
-and the calls of that tick (below 0.1 s). That is 5.4 s at most, of the 5.5 s that are allowed.
+lease of a dead ticker (2 s, `tick._LEASE_MS`, and an eighth until another asks again), a loop that has failed many
+times (5 s, `repeat._CAP_S`) and a view that came slowly (2 s, `watch._LONGEST_PAUSE_S`); then one after the other a
+view and a tick (150 ms each, `_settings`) and the calls of that tick (below 0.1 s). That is 5.4 s at most, of the 5.5 s
+that are allowed.
 """
 
 
