@@ -1,6 +1,7 @@
 """The auditor: compares what the cell keeps twice, slowly and all the time, by one dispatcher of the cell at a time.
 
 Nothing should ever be found: whatever is, is a bug or damage from outside, and is told even if it could be mended.
+Two at once do no harm, as the command `taskyard audit` beside a dispatcher: both count what they find.
 """
 
 import time
@@ -11,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from taskyard.dispatcher.cell.audit_contract import KINDS, AuditCell, Finding
 from taskyard.dispatcher.cell.contract import DispatcherCell
 from taskyard.dispatcher.inspection import Found, Inspection
+from taskyard.dispatcher.lease import Lease
 
 log = structlog.get_logger()
 
@@ -65,10 +67,9 @@ class Auditor:
         round_ms: int,
         is_mending: bool,
     ) -> None:
-        self._cell = cell
         self._audit = audit
         self._metrics = metrics
-        self._owner = owner
+        self._lease = Lease(cell, "audit", owner, _LEASE_MS)
         self._round_s = round_ms / 1000
         self._is_mending = is_mending
         self._round: Inspection | None = None
@@ -79,7 +80,7 @@ class Auditor:
 
     async def step(self) -> None:
         """Look at as many pages as are due, if the lease is ours. Raises DependencyError."""
-        if not await self._cell.lease("audit", self._owner, ttl_ms=_LEASE_MS):
+        if not await self._lease.held():
             self._round = None
             self._metrics.drift.set(0)  # whoever audits tells it
             return
@@ -93,7 +94,7 @@ class Auditor:
 
     async def stop(self) -> None:
         """Give the lease back, so that another takes over at once."""
-        await self._cell.lease("audit", self._owner, ttl_ms=0)
+        await self._lease.give_back()
 
     async def _look(self, inspection: Inspection, pages: int) -> None:
         is_more = True
