@@ -12,7 +12,8 @@ offset no higher than its own. That holds for timestamps in any order: Kafka tel
 
 A task that has ended is no more read again, so its outcome must be safe. Therefore a measured watermark is stored only
 after all that was in the outbox when it was measured has been published. And all of it must be of one history: if the
-generation has changed meanwhile, it is thrown away. A watermark that is too low only means that more is read again.
+generation has changed meanwhile, it is thrown away. A watermark that is too low only means that more is read again: so
+of two that measure at once the one that stores last does no harm.
 """
 
 import time
@@ -24,6 +25,7 @@ import structlog
 from taskyard.dispatcher.cell.contract import Batch, DispatcherCell, FleetView, Incarnation, Opening, Range
 from taskyard.dispatcher.clients import History
 from taskyard.dispatcher.kafka.history import Mark
+from taskyard.dispatcher.lease import Lease
 from taskyard.dispatcher.metrics import Metrics
 from taskyard.dispatcher.settings import Settings
 
@@ -57,14 +59,14 @@ class Watermark:
         self._config = settings.cell_config()
         self._every_s = settings.recovery.watermark_ms / 1000
         self._metrics = metrics
-        self._owner = owner
+        self._lease = Lease(cell, "watermark", owner, _LEASE_MS)
         self._pending: Measured | None = None
         # Monotonic.
         self._measured_s = -self._every_s
 
     async def step(self) -> None:
         """Measure and store it if that is due and the lease is ours. Raises DependencyError."""
-        if not await self._cell.lease("watermark", self._owner, ttl_ms=_LEASE_MS):
+        if not await self._lease.held():
             self._pending = None
             self._tell(0, 0)  # another's to tell
             return
@@ -79,7 +81,7 @@ class Watermark:
         try:
             await self._history.close()
         finally:
-            await self._cell.lease("watermark", self._owner, ttl_ms=0)
+            await self._lease.give_back()
 
     async def _measure(self) -> Measured | None:
         """Measure; None if the cell has not begun, is being read again, or has another history by now."""
