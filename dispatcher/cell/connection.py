@@ -11,6 +11,7 @@ from taskyard.schemas.errors import DependencyError
 LIBRARY_FILES = (
     "keys",
     "vector",
+    "settings",
     "headroom",
     "entry",
     "move",
@@ -25,7 +26,7 @@ LIBRARY_FILES = (
 )
 """The function library, in the order in which one part uses another."""
 
-_BUILD = 15
+_BUILD = 16
 """Of the library's text, from 1: raised with every change of it. A server keeps the newest of those with one name."""
 
 _CALL_TIMEOUT_S = 5.0

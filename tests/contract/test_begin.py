@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from taskyard.dispatcher.cell.connection import Connection
-from taskyard.dispatcher.cell.contract import CellConfig, Fenced, Range, Recovering, Resynced, Running
+from taskyard.dispatcher.cell.contract import CellConfig, Fenced, Full, Range, Recovering, Resynced, Running
 from taskyard.dispatcher.cell.recovery import BUCKET_MS
 from tests.contract.rig import PARTITION, Rig, redis_rig, twin_rig
 
@@ -135,3 +135,33 @@ async def test_one_that_holds_nothing_is_open_after_an_empty_page(rig: Rig) -> N
     await rig.cell.resync("i1", "again", [])
 
     assert await rig.queued("i1") == ["parked"]
+
+
+async def test_settings_hold_whether_they_come_before_it_begins_or_after(new: Rig) -> None:
+    await new.cell.open(CellConfig(parked_limit=1))
+    await new.cell.begin({})
+    assert await new.apply(new.entry("t1")) == "p"
+    assert isinstance(await new.cell.apply(new.batch([new.entry("t2")])), Full)
+
+    await new.cell.open(CellConfig(parked_limit=2))
+
+    assert await new.apply(new.entry("t2")) == "p"
+    assert isinstance(await new.cell.apply(new.batch([new.entry("t3")])), Full)
+
+
+async def test_settings_that_an_older_build_stored_hold_before_and_after_the_next_opening(
+    connection: Connection,
+) -> None:
+    rig, config = redis_rig(connection), CellConfig(parked_limit=1)
+    await rig.cell.open(config)
+    await rig.cell.begin({})
+    await rig.apply(rig.entry("t1"))
+    told = await connection.command("HGET", f"{connection.root}:applied", "begun")
+    await connection.command("HSET", f"{connection.root}:applied", "begun", 1)
+
+    assert isinstance(await rig.cell.apply(rig.batch([rig.entry("t2")])), Full)
+    await rig.cell.open(config)
+
+    assert await connection.command("HGET", f"{connection.root}:applied", "begun") == told
+    assert b"parked_limit=1," in told
+    assert isinstance(await rig.cell.apply(rig.batch([rig.entry("t2")])), Full)

@@ -44,6 +44,7 @@ local function fence(c, ranges)
   end
   local offsets = redis.call('HMGET', key(c, ':applied'), unpack(names))
   if not offsets[1] then return { 'recovering' } end
+  settings.learn(c, offsets[1])
   for i, range in ipairs(ranges) do
     local offset = offsets[i + 1]
     -- A partition that was never applied starts at 0, or where an empty range has said that its log begins: whoever

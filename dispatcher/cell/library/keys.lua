@@ -3,8 +3,9 @@
 --
 -- key              type    meaning
 -- :meta            hash    generation, run_id, evict_ms (when evict was last called), headroom_surplus (headroom.lua),
---                          by_lane (1: heads are in indexes by lane) and the cell's settings (tick.lua)
--- :applied         hash    topic incarnation:partition -> offset up to which records have been applied; begun -> 1
+--                          by_lane (1: heads are in indexes by lane) and the cell's settings (settings.lua)
+-- :applied         hash    topic incarnation:partition -> offset up to which records have been applied; begun -> the
+--                          cell's settings as one text (settings.lua)
 -- :inst            hash    instance -> f64 registered, MessagePack [epoch, types, capacity, labels, lease_ms, profile]
 -- :closed          hash    instance -> why nothing is placed on it; no field: open or held
 -- :recalled        hash    instance -> newest stream id that was recalled from it
@@ -71,14 +72,6 @@ local function key(c, suffix)
   return c.root .. suffix
 end
 
--- Settings of a cell that nobody has opened yet; `open` stores the real ones.
-local DEFAULTS = {
-  headroom_permille = 50, parked_limit = 1000000, parked_bytes_limit = 4294967296, outbox_limit = 1000000,
-  outbox_bytes_limit = 1073741824,
-  retry_base_ms = 1000, retry_cap_ms = 60000, unknown_type_age_ms = 3600000, parked_age_ms = 86400000,
-  done_limit = 500000, done_age_ms = 600000,
-}
-
 local function meta(c, name)
   if not c.meta then
     c.meta = {}
@@ -86,10 +79,6 @@ local function meta(c, name)
     for i = 1, #flat, 2 do c.meta[flat[i]] = flat[i + 1] end
   end
   return c.meta[name]
-end
-
-local function setting(c, name)
-  return tonumber(meta(c, name)) or DEFAULTS[name]
 end
 
 -- A number as text that reads back as the same double; times and offsets without a point.

@@ -249,6 +249,7 @@ local function open(c, args)
     if meta(c, args[i]) ~= args[i + 1] then put(c, ':meta', args[i], args[i + 1]) end
   end
   c.meta = nil
+  settings.store(c)
   if setting(c, 'headroom_permille') ~= before then headroom.share_out(c) end
   if not meta(c, 'by_lane') then
     part_heads(c)
@@ -269,7 +270,7 @@ local function begin_cell(c, args)
     undo(c, 'UNLINK', key(c, ':replay'), key(c, ':replay'))
     redis.call('HSET', key(c, ':replay'), unpack(args, first_end))
   end
-  redis.call('HSET', key(c, ':applied'), 'begun', 1, unpack(args, 3, first_end - 1))
+  redis.call('HSET', key(c, ':applied'), 'begun', settings.text(c), unpack(args, 3, first_end - 1))
   return 1
 end
 
