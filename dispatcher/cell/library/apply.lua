@@ -70,7 +70,7 @@ local function move_on(c, ranges)
     local before = c.offsets[i + 1]
     if before then undo(c, 'HSET', applied, range[1], before) else undo(c, 'HDEL', applied, range[1]) end
     offsets[#offsets + 1] = range[1]
-    offsets[#offsets + 1] = number(range[3])
+    offsets[#offsets + 1] = range[3]
   end
   in_chunks('HSET', applied, offsets, 4000)
 end

@@ -63,7 +63,7 @@ end
 
 function headroom.store(c, surplus)
   put(c, ':meta', 'headroom_surplus', number(surplus))
-  c.meta = nil
+  c.meta = false
 end
 
 -- The surplus as it is.

@@ -49,27 +49,67 @@ local RESUMING = 'resuming' -- why one is closed that has not told yet what it r
 -- renewed between two pages, it would stay closed for good with half of its queue.
 local LEAVING = 'its entries are being taken back'
 
--- Looked up once a call, not in each of some hundred thousand uses a second; while the library is loaded there are none.
+-- Looked up in the first call, not in each of some hundred thousand uses a second; while the library is loaded there are
+-- none.
 local call, unpack_bytes, byte, part_of, floor
 
-local function begin(keys)
-  call, unpack_bytes, byte, part_of, floor = redis.call, struct.unpack, string.byte, string.sub, math.floor
-  local time = redis.call('TIME')
-  return {
-    root = keys[1],
-    out = keys[1] .. ':out',
-    queue = keys[1] .. ':q:', -- and the instance: the key of its queue
-    now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000),
-    usec = tonumber(time[2]),
-    free = {}, dirty = {}, inst = {}, held = {}, shapes = {}, buckets = {},
-    places = {}, forget = {}, done = {}, born = {}, parked = 0, parked_bytes = 0, later = 0,
-    published = 0, undo = {}, undo_size = 0, queued = {}, placed = {}, forgotten = {}, was = {},
-    reindex = {}, head = {}, is_full = {},
+-- Tables of a call that are made when they are first asked for: no call needs them all, and ten unused ones cost as much
+-- as a command. What is noted in one is forgotten by setting it to nil.
+local ON_DEMAND = {
+  free = true, dirty = true, inst = true, held = true, shapes = true, buckets = true, head = true, is_full = true,
+  places = true, forget = true, done = true, born = true,
+  queued = true, placed = true, forgotten = true, was = true, reindex = true,
+}
+local DEMAND = {
+  __index = function(c, name)
+    if not ON_DEMAND[name] then return nil end
+    local made = {}
+    c[name] = made
+    return made
+  end,
+}
+
+-- The keys of a cell that one call after another needs, by their suffix: kept between calls, since to join two texts costs
+-- more than to look one up. Few cells are on one server; if there are many, they are joined again.
+local names_of
+do
+  local SUFFIXES = {
+    ':meta', ':applied', ':inst', ':closed', ':free', ':lease', ':report', ':waiting', ':later', ':deadlines', ':where',
+    ':unfinished', ':carried', ':done0', ':done1', ':hold', ':held', ':out', ':stats', ':q:',
   }
+  local MAX_CELLS, all, count = 100, {}, 0
+  names_of = function(root)
+    local names = all[root]
+    if names then return names end
+    if count >= MAX_CELLS then all, count = {}, 0 end
+    names = {}
+    for _, suffix in ipairs(SUFFIXES) do names[suffix] = root .. suffix end
+    all[root], count = names, count + 1
+    return names
+  end
+end
+
+local function begin(keys)
+  if not call then
+    call, unpack_bytes, byte, part_of, floor = redis.call, struct.unpack, string.byte, string.sub, math.floor
+  end
+  local time = redis.call('TIME')
+  local root, usec = keys[1], tonumber(time[2])
+  local names = names_of(root)
+  return setmetatable({
+    root = root,
+    names = names,
+    out = names[':out'],
+    queue = names[':q:'], -- and the instance: the key of its queue
+    now = tonumber(time[1]) * 1000 + floor(usec / 1000),
+    usec = usec,
+    parked = 0, parked_bytes = 0, later = 0, published = 0, undo = {}, undo_size = 0,
+    meta = false, settings = false, res = false, now_text = false, offsets = false, -- what has been read
+  }, DEMAND)
 end
 
 local function key(c, suffix)
-  return c.root .. suffix
+  return c.names[suffix] or c.root .. suffix
 end
 
 local function meta(c, name)
@@ -103,8 +143,13 @@ end
 
 -- HSET/HDEL in chunks: unpack fails above 7,999 values.
 local function in_chunks(command, name, values, step)
-  for first = 1, #values, step do
-    redis.call(command, name, unpack(values, first, math.min(first + step - 1, #values)))
+  local count = #values
+  if count > 0 and count <= step then
+    call(command, name, unpack(values))
+    return
+  end
+  for first = 1, count, step do
+    call(command, name, unpack(values, first, math.min(first + step - 1, count)))
   end
 end
 
@@ -135,11 +180,7 @@ end
 -- What has been written stays.
 local function commit(c)
   c.undo_size = 0
-  if c.queued[1] then c.queued = {} end
-  if c.placed[1] then c.placed = {} end
-  if c.forgotten[1] then c.forgotten = {} end
-  if next(c.was) then c.was = {} end
-  if next(c.reindex) then c.reindex = {} end
+  c.queued, c.placed, c.forgotten, c.was, c.reindex = nil, nil, nil, nil, nil
 end
 
 -- What a task's place was before this call; of several told, the first.
@@ -176,7 +217,7 @@ local add
 add = function(c, suffix, field, by)
   if by == 0 then return end
   local name = key(c, suffix)
-  local sum = redis.call('HINCRBY', name, field, by)
+  local sum = call('HINCRBY', name, field, by)
   undo(c, add, suffix, field, -by)
   if sum == 0 then redis.call('HDEL', name, field) end
 end

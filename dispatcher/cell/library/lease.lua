@@ -154,7 +154,10 @@ local function register(c, args)
   put(c, ':inst', instance, struct.pack('<d', c.now) .. args[2])
   score(c, ':lease', instance, number(c.now + offered[5]))
   for _, agent_type in ipairs(types) do add(c, ':serving', agent_type, 1) end
-  c.inst[instance] = { epoch = epoch, types = types, capacity = capacity, labels = offered[4], lease_ms = offered[5] }
+  c.inst[instance] = {
+    epoch = epoch, types = types, capacity = capacity, labels = offered[4], lease_ms = offered[5],
+    indexes = indexes_of(types),
+  }
   c.free[instance] = f
   touch(c, instance, f)
   if args[3] == '1' then

@@ -132,7 +132,7 @@ local function publish(c, ...)
 end
 
 local function now_text(c)
-  if not c.now_text then c.now_text = string.format('%.0f', c.now) end
+  if not c.now_text then c.now_text = string.format('%d', c.now) end
   return c.now_text
 end
 
@@ -142,7 +142,7 @@ local function ended(c, id, how, instance, attempt, bucket)
   local done = c.done
   local n = #done
   done[n + 1] = id
-  done[n + 2] = how .. '|' .. instance .. '|' .. attempt .. '|' .. now_text(c)
+  done[n + 2] = how .. '|' .. instance .. '|' .. text_of(attempt) .. '|' .. now_text(c)
   if not bucket then return end
   if c.now - tonumber(bucket) * BUCKET_MS > CARRIED_AGE_MS and drop(c, ':carried', id) then
     publish(c, 'x', id)
@@ -230,15 +230,13 @@ local function best_of(c, instance, f, index)
   return nil
 end
 
--- Of some agent types the indexes that have heads, the critical ones first, and how many those are. Each holds its name,
+-- Of an instance's indexes those that have heads, the critical ones first, and how many those are. Each holds its name,
 -- and its best as far as it is known (best_of).
-local function waiting_of(c, types)
-  local count, indexes, waiting = #types, {}, {}
-  for i = 1, count do indexes[i], indexes[count + i] = 'c|' .. types[i], types[i] end
-  local is_waiting, critical = call('SMISMEMBER', key(c, ':waiting'), unpack(indexes)), 0
-  for i = 1, 2 * count do
+local function waiting_of(c, indexes)
+  local is_waiting, waiting, critical = call('SMISMEMBER', key(c, ':waiting'), unpack(indexes)), {}, 0
+  for i = 1, #indexes do
     if is_waiting[i] == 1 then waiting[#waiting + 1] = { name = indexes[i] } end
-    if i == count then critical = #waiting end
+    if 2 * i == #indexes then critical = #waiting end
   end
   return waiting, critical
 end
@@ -275,11 +273,11 @@ end
 local function pull(c, instance, limit, via)
   local record, f = instance_of(c, instance), free_of(c, instance)
   if not record or not f or f[2] == CLOSED or f[FIRST] <= 0 then return 0 end
-  local indexes, critical = waiting_of(c, record.types)
+  local indexes, critical = waiting_of(c, record.indexes)
   local pulled, taken, flag = 0, 0, f[2]
   while f[2] ~= CLOSED and f[FIRST] > 0 and taken < limit do
     if f[2] ~= flag then -- held no more: others fit now
-      indexes, critical = waiting_of(c, record.types)
+      indexes, critical = waiting_of(c, record.indexes)
       flag = f[2]
     end
     -- If nothing but headroom is left only critical tasks fit.
@@ -312,18 +310,19 @@ end
 -- The last writes of every function that moves tasks: vectors, places, memory of finished ids, counters.
 local function finish_call(c)
   write_free(c)
-  c.placed, c.forgotten = c.places, c.forget
-  in_chunks('HSET', key(c, ':where'), c.places, 4000)
-  in_chunks('HDEL', key(c, ':where'), c.forget, 4000)
-  if c.done[1] then
-    undo(c, restore_fields, ':done0', c.done, {})
-    in_chunks('HSET', key(c, ':done0'), c.done, 4000)
+  local places, forget, done = rawget(c, 'places'), rawget(c, 'forget'), rawget(c, 'done')
+  c.placed, c.forgotten = places, forget
+  if places then in_chunks('HSET', key(c, ':where'), places, 4000) end
+  if forget then in_chunks('HDEL', key(c, ':where'), forget, 4000) end
+  if done then
+    undo(c, restore_fields, ':done0', done, {})
+    in_chunks('HSET', key(c, ':done0'), done, 4000)
   end
   add(c, ':stats', 'parked', c.parked)
   add(c, ':stats', 'parked_bytes', c.parked_bytes)
   add(c, ':stats', 'later', c.later)
   for bucket, by in pairs(c.born) do add(c, ':unfinished', bucket, by) end
-  c.places, c.forget, c.done, c.born, c.parked, c.parked_bytes, c.later = {}, {}, {}, {}, 0, 0, 0
+  c.places, c.forget, c.done, c.born, c.parked, c.parked_bytes, c.later = nil, nil, nil, nil, 0, 0, 0
 end
 
 local function take_back_write(c, command, a, b, d)

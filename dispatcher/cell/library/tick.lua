@@ -248,7 +248,7 @@ local function open(c, args)
   for i = 3, #args, 2 do
     if meta(c, args[i]) ~= args[i + 1] then put(c, ':meta', args[i], args[i + 1]) end
   end
-  c.meta = nil
+  c.meta = false
   settings.store(c)
   if setting(c, 'headroom_permille') ~= before then headroom.share_out(c) end
   if not meta(c, 'by_lane') then
@@ -288,7 +288,7 @@ local function remember(c, args)
       if where[i] then held[#held + 1] = i else ended(c, id, 's', '', 0, nil) end
     end
   end
-  c.forget = {} -- they had no place
+  c.forget = nil -- they had no place
   finish_call(c)
   commit(c)
   for _, i in ipairs(held) do

@@ -182,11 +182,21 @@ local function give(c, instance, shape)
   touch(c, instance, f)
 end
 
+-- The indexes of heads that some agent types have: those of critical shapes, then the others, in the order of the types.
+local function indexes_of(types)
+  local count, indexes = #types, {}
+  for i = 1, count do indexes[i], indexes[count + i] = 'c|' .. types[i], types[i] end
+  return indexes
+end
+
 local instance_of
 do
   local function read_record(packed)
     local r = cmsgpack.unpack(part_of(packed, 9))
-    return { epoch = r[1], types = r[2], capacity = r[3], labels = r[4], lease_ms = r[5] }
+    return {
+      epoch = r[1], types = r[2], capacity = r[3], labels = r[4], lease_ms = r[5],
+      indexes = type(r[2]) == 'table' and indexes_of(r[2]),
+    }
   end
 
   instance_of = function(c, instance)
@@ -260,7 +270,7 @@ local function write_free(c)
       f[WAS_OPEN], f[STORED], f[CHANGED] = is_open, packed, false
     end
   end
-  c.dirty = {}
+  c.dirty = nil
   if n == 0 then return end
   undo(c, restore_free, values, before)
   in_chunks('HSET', key(c, ':free'), values, 4000)
