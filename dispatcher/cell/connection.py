@@ -15,6 +15,7 @@ LIBRARY_FILES = (
     "headroom",
     "entry",
     "move",
+    "pull",
     "apply",
     "lease",
     "finish",
