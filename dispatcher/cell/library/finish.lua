@@ -158,7 +158,7 @@ end
 --        (details are apart: cmsgpack reads no binary strings)
 -- reply: ok, one byte per ending (1 counted, 0 gone: finished before, taken back or given to another), pulled
 --        | stale | unknown
--- cost: an XADD an ending; the other writes once a call; about five commands for each parked task that is pulled
+-- cost: an XADD an ending; the other writes once a call; about four commands for each parked task that is pulled
 local function finish(c, args)
   local instance = args[1]
   local refused = refusal(c, instance, args[2])

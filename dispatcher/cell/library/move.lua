@@ -99,7 +99,6 @@ end
 
 -- The same after entries have left the park.
 local function refresh_head(c, shape)
-  c.reindex[shape.text] = shape
   local order_key = index_head(c, shape)
   local instance = not order_key and redis.call('HGET', key(c, ':hold'), shape.text)
   if instance then release(c, shape.text, instance) end -- nothing is left to hold it for
@@ -108,16 +107,15 @@ end
 
 -- Undo of what has left the park.
 local function repark(c, shape, entry, order_key)
+  c.reindex[shape.text] = shape
   local head = read_head(entry)
   redis.call('ZADD', shape.park, order_key, entry)
-  c.reindex[shape.text] = shape
   was_at(c, head.id, parked_text(bucket_of(c, head.arrived), tonumber(order_key), head.attempt, shape.text))
 end
 
 -- An entry has left the park of its shape. deadline: its own, 0 if it has none.
 local function unparked(c, shape, entry, id, order_key, deadline)
   undo(c, repark, shape, entry, order_key)
-  c.reindex[shape.text] = shape
   c.parked = c.parked - 1
   c.parked_bytes = c.parked_bytes - #entry
   if deadline > 0 and redis.call('ZREM', key(c, ':deadlines'), id) == 1 then
