@@ -112,12 +112,11 @@ local function candidates_of(c, instances)
   return names, valid
 end
 
--- Key of the first parked task of the shape, as far as this call knows; math.huge: there is none. Where the counter says
--- that nothing at all is parked it is not looked for.
+-- Key of the first parked task of the shape, as far as this call knows; math.huge: there is none.
 local function head_of(c, shape)
   local head = c.head[shape]
   if not head then
-    head = c.parked_before ~= 0 and tonumber(call('ZSCORE', shape.heads, shape.text)) or math.huge
+    head = tonumber(call('ZSCORE', shape.heads, shape.text) or math.huge)
     c.head[shape] = head
   end
   return head

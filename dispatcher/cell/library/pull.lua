@@ -1,9 +1,10 @@
 -- The pull: an instance takes the best parked tasks of its types, as many as fit.
 --
--- Of each index of its types that has heads the first ones are read, and kept true to what is taken, so that most tasks
--- are taken without reading them again. An index is { heads = its key, rows = the heads read: a shape and its key in
--- turns, at = the first in rows that may still be taken, bound = the key up to which rows have all (math.huge: there are
--- no more), is_whole = whether a pull looks at no more, size = of the next read, noted = new keys and shapes to write }.
+-- Of each index of its types that has heads the first ones are read, and kept true to what is taken, so that most
+-- tasks are taken without reading them again. An index is { heads = its key, rows = the heads read: a shape and its
+-- key in turns, at = the first in rows that may still be taken, bound = the key up to which rows have all
+-- (math.huge: there are no more), is_whole = whether a pull looks at no more, size = of the next read, noted = new
+-- keys and shapes to write }.
 
 local MAX_SHAPES_SCANNED = 32 -- heads of one index that one pull looks at
 local HEADS_AT_ONCE = 8 -- the most that are read while there are some that fit
@@ -98,7 +99,8 @@ local function advance(c, index, shape, next_key)
   if is_tie then index.rows, index.is_whole = NONE, false end -- the sorted set tells which comes first
 end
 
--- Which of the first indexes, so many, has the lowest key; nil: there are no heads. keys: of the indexes, as far as known.
+-- Which of the first indexes, so many, has the lowest key; nil: there are no heads. keys: of the indexes, as far as
+-- known.
 local function lowest_of(indexes, keys, count)
   local lowest, best = math.huge, nil
   for i = 1, count do
