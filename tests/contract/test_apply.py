@@ -292,3 +292,10 @@ async def test_headroom_follows_the_settings(rig: Rig) -> None:
 
     assert (await rig.view.vectors())["i1"].headroom == 3
     assert await rig.apply(*[rig.entry(f"t{n}") for n in range(10)], to=["i1"]) == "1111111ppp"
+
+
+@pytest.mark.parametrize("offset", [10**8, 12 * 10**8, 10**12, 5 * 10**15, 2**53 - 1])
+async def test_a_large_round_offset_reads_back_as_it_is(rig: Rig, offset: int) -> None:
+    await rig.apply(ranges=[Range("topic:7", offset, offset)])
+
+    assert await rig.cell.applied(["topic:7"]) == {"topic:7": offset}

@@ -31,7 +31,7 @@ end
 -- The indexes of an instance's types that have heads, the critical ones first, and how many those are.
 local function waiting_of(c, record, f)
   local names, waiting, critical = record.indexes, {}, 0
-  local is_waiting = call('SMISMEMBER', c.root .. ':waiting', unpack(names))
+  local is_waiting = call('SMISMEMBER', key(c, ':waiting'), unpack(names))
   for i = 1, #names do
     if is_waiting[i] == 1 then
       waiting[#waiting + 1] = { heads = c.root .. ':heads:' .. names[i], rows = NONE, at = 1, noted = NONE }
