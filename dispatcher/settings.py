@@ -34,9 +34,9 @@ class ParkSettings(Struct, frozen=True, forbid_unknown_fields=True):
     bytes: Annotated[Positive, Meta(description="bytes of parked tasks at most")] = 4 << 30
     outbox: Annotated[Positive, Meta(description="outcomes at most that wait for Kafka")] = 1_000_000
     outbox_bytes: Annotated[Positive, Meta(description="memory at most of outcomes that wait for Kafka")] = 1 << 30
-    age_ms: Annotated[Positive, Meta(description="a task parked for longer goes to the dead letter")] = 86_400_000
+    age_ms: Annotated[Positive, Meta(description="a parked task older than that goes to the dead letter")] = 86_400_000
     unknown_type_age_ms: Annotated[
-        Positive, Meta(description="the same where no instance serves the task's agent type")
+        Positive, Meta(description="the same once no instance has served its agent type for so long")
     ] = 3_600_000
 
 

@@ -95,6 +95,8 @@ class TwinCell(TwinTick, TwinAudit):
                 state.end_call()
                 return Evicting(left)
         state.instances[instance] = self._live(instance, epoch, registration)
+        for agent_type in registration.types:
+            state.unserved.pop(agent_type, None)
         state.touched[instance] = None
         if is_resuming:
             state.instances[instance].reason = RESUMING

@@ -127,6 +127,8 @@ class TwinState:
         self.open_sets: dict[str, dict[str, None]] = {}
         """Agent type -> instances. They follow at the end of a call: what it frees is found by its own pull only."""
         self.touched: dict[str, None] = {}
+        self.unserved: dict[str, int] = {}
+        """Agent type that tasks wait for -> since when it is known that no instance serves it."""
         self.deadlines: dict[str, float] = {}
         self.later: list[tuple[float, bytes]] = []
         self.places: dict[str, Place] = {}

@@ -124,6 +124,7 @@ class TwinTick(TwinRecovery):
         before_ms, state.evict_ms = state.evict_ms, state.now_ms
         if before_ms is None or state.now_ms - before_ms <= AWAY_MS:
             return
+        state.unserved.clear()
         for live in state.instances.values():
             if before_ms < live.lease_until_ms <= state.now_ms + SPARE_MS and not live.is_spared:
                 live.lease_until_ms, live.is_spared = state.now_ms + SPARE_MS, True
@@ -185,6 +186,7 @@ class TwinTick(TwinRecovery):
                 place = state.places[task_id]
                 count += self._expire_late(state.shape(place.shape), float(place.at), limit - count)
         state.rotate_done()
+        self._note_unserved()
         for index in sorted(state.park):
             for _, shape in state.heads(index)[:HEADS_PER_INDEX]:
                 count += self._expire_aged(shape, limit - count)
@@ -201,15 +203,21 @@ class TwinTick(TwinRecovery):
             moves.bury(state, head, row[1], reason="deadline", cause="its deadline passed while it was parked")
         return len(rows[:limit])
 
+    def _note_unserved(self) -> None:
+        state = self._state
+        served = {agent_type for live in state.instances.values() for agent_type in live.types}
+        waiting = {index.removeprefix("c|") for index in state.park}
+        state.unserved = {name: min(state.unserved.get(name, state.now_ms), state.now_ms) for name in waiting - served}
+
     def _expire_aged(self, shape: Shape, limit: int) -> int:
         state, config, count = self._state, self._state.config, 0
-        is_served = any(shape.type in live.types for live in state.instances.values())
-        max_age_ms = config.parked_age_ms if is_served else config.unknown_type_age_ms
+        since_ms = state.unserved.get(shape.type)
+        max_age_ms = config.parked_age_ms if since_ms is None else config.unknown_type_age_ms
         unserved = f"no instance serves the agent type {shape.type}"
-        cause = "no instance had room for it in time" if is_served else unserved
+        cause = "no instance had room for it in time" if since_ms is None else unserved
         for row in state.parked_of(shape)[:limit]:
             head = read_head(row[1])
-            if head.arrived_ms + max_age_ms > state.now_ms:
+            if max(head.arrived_ms, since_ms or 0) + max_age_ms > state.now_ms:
                 break
             moves.unpark(state, shape, row, head.id)
             moves.bury(state, head, row[1], reason="age", cause=cause)

@@ -1,10 +1,12 @@
 """recall, settle, due, expire, hold, lease, open: what a dispatcher does from time to time."""
 
 from taskyard.dispatcher.cell.contract import Beaten, CellConfig, Report
+from taskyard.dispatcher.cell.twin_tick import AWAY_MS
 from tests.contract.rig import SOON_MS, Rig
 
 SHAPE = "n|a|slots=1|"
 BIG = "n|a|slots=2|"
+UNSERVED = "n|x|slots=1|"
 UNREAD = "not reading"
 
 
@@ -182,9 +184,10 @@ async def test_a_parked_task_past_its_deadline_expires(rig: Rig) -> None:
 
 
 async def test_expire_ends_at_most_its_limit(rig: Rig) -> None:
+    await rig.register("i1", slots=1)
     soon_ms = await rig.soon()
-    late = [rig.entry(f"t{n}", deadline_ms=soon_ms) for n in range(3)]
-    await rig.apply(*late, *[rig.entry(f"u{n}", arrived_ms=0) for n in range(3)])
+    late = [rig.entry(f"t{n}", BIG, deadline_ms=soon_ms) for n in range(3)]
+    await rig.apply(*late, *[rig.entry(f"u{n}", BIG, arrived_ms=0) for n in range(3)])
     await rig.let_pass(SOON_MS)
 
     assert [await rig.cell.expire(limit=4), await rig.cell.expire(limit=4)] == [4, 2]
@@ -204,18 +207,71 @@ async def test_thousands_of_tasks_with_one_deadline_all_expire(rig: Rig) -> None
 
 
 async def test_a_parked_task_that_no_instance_had_room_for_expires_by_its_age(rig: Rig) -> None:
-    await rig.cell.open(CellConfig(parked_age_ms=50_000, unknown_type_age_ms=10_000))
+    await rig.cell.open(CellConfig(parked_age_ms=50_000))
     now_ms = (await rig.view.level()).now_ms
     await rig.register("i1", slots=1)
-    ages = {"old": 60_000, "young": 20_000}
-    await rig.apply(*[rig.entry(name, BIG, arrived_ms=now_ms - age) for name, age in ages.items()])
-    await rig.apply(*[rig.entry(f"x-{n}", "n|x|slots=1|", arrived_ms=now_ms - age) for n, age in ages.items()])
+    await rig.apply(
+        *[rig.entry(f"t-{age}", BIG, arrived_ms=now_ms - age) for age in (60_000, 20_000)],
+        rig.entry("unserved", UNSERVED, arrived_ms=now_ms - 60_000),
+    )
 
-    assert await rig.cell.expire(limit=10) == 3
+    assert await rig.cell.expire(limit=10) == 1
 
-    causes = {out.cause for out in await rig.cell.outbox(count=9) if out.reason == "age"}
-    assert causes == {"no instance had room for it in time", "no instance serves the agent type x"}
-    assert await rig.parked(BIG) == ["young"]
+    [out] = await rig.cell.outbox(count=9)
+    assert (out.reason, out.cause) == ("age", "no instance had room for it in time")
+    assert (await rig.parked(BIG), await rig.parked(UNSERVED)) == (["t-20000"], ["unserved"])
+
+
+async def test_a_task_expires_once_no_instance_has_served_its_type_for_long(rig: Rig) -> None:
+    await rig.cell.open(CellConfig(unknown_type_age_ms=SOON_MS))
+    now_ms = (await rig.view.level()).now_ms
+    await rig.apply(*[rig.entry(name, UNSERVED, arrived_ms=ms) for name, ms in (("old", 1), ("young", now_ms))])
+    assert await rig.cell.expire(limit=10) == 0, "it may be that its instances are only restarting"
+    await rig.let_pass(SOON_MS)
+    await rig.apply(rig.entry("new", UNSERVED, arrived_ms=(await rig.view.level()).now_ms))
+
+    assert await rig.cell.expire(limit=10) == 2
+
+    causes = {(out.reason, out.cause) for out in await rig.cell.outbox(count=9)}
+    assert causes == {("age", "no instance serves the agent type x")}
+    assert await rig.parked(UNSERVED) == ["new"]
+
+
+async def test_the_time_without_an_instance_begins_anew_with_one_that_registered(rig: Rig) -> None:
+    await rig.cell.open(CellConfig(unknown_type_age_ms=SOON_MS))
+    await rig.apply(rig.entry("t1", UNSERVED, key=1), rig.entry("t2", UNSERVED, key=2, arrived_ms=1))
+    assert await rig.cell.expire(limit=10) == 0
+    await rig.let_pass(SOON_MS)
+
+    await rig.register("i1", "x", slots=1)
+    assert await rig.queued("i1") == ["t1"]
+    await rig.cell.leave("i1", rig.epochs["i1"])
+
+    assert await rig.cell.expire(limit=10) == 0
+
+
+async def test_the_time_without_an_instance_begins_anew_when_nothing_waits(rig: Rig) -> None:
+    await rig.cell.open(CellConfig(unknown_type_age_ms=SOON_MS))
+    await rig.apply(rig.entry("late", UNSERVED, deadline_ms=await rig.soon()))
+    assert await rig.cell.expire(limit=10) == 0
+    await rig.let_pass(2 * SOON_MS)
+    assert await rig.cell.expire(limit=10) == 1
+
+    await rig.apply(rig.entry("t1", UNSERVED, arrived_ms=1))
+
+    assert await rig.cell.expire(limit=10) == 0
+
+
+async def test_the_time_without_an_instance_begins_anew_after_one_without_dispatchers(rig: Rig) -> None:
+    await rig.cell.open(CellConfig(unknown_type_age_ms=SOON_MS))
+    await rig.cell.evict(limit=1)
+    await rig.apply(rig.entry("t1", UNSERVED, arrived_ms=1))
+    assert await rig.cell.expire(limit=10) == 0
+    await rig.let_pass(AWAY_MS)
+
+    await rig.cell.evict(limit=1)
+
+    assert await rig.cell.expire(limit=10) == 0
 
 
 async def test_a_held_instance_takes_only_the_shape_that_it_is_held_for(rig: Rig) -> None:

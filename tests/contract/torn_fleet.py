@@ -38,6 +38,7 @@ async def an_instance_that_pulls(rig: Rig) -> Call:
 
 async def one_that_resumes(rig: Rig) -> Call:
     await rig.apply(rig.entry("t1"))
+    assert await rig.cell.expire(limit=9) == 0, "it is noted that nobody serves the type"
     return registering(rig, "i1", "0001-i1", is_resuming=True, slots=3)
 
 
@@ -134,6 +135,8 @@ async def leases_that_are_spared(rig: FaultyRig) -> Call:
     for name in ("i1", "i2"):
         await rig.register(name, lease_ms=0)
         await lapse(rig, name)
+    await rig.apply(rig.entry("strange", "n|x|slots=1|"))
+    assert await rig.cell.expire(limit=9) == 0
     await evicted_last(rig.connection, 1)
     return Call(lambda: rig.cell.evict(limit=3), None)
 

@@ -39,7 +39,8 @@ async def an_expiry_once_the_replay_is_over(rig: Rig) -> Call:
     await rig.cell.open(CONFIG)
     await rig.cell.remember(["t1"])
     await rig.cell.begin({PARTITION: 0, "topic:1": 5}, until={PARTITION: 1, "topic:1": 5})
-    await rig.apply(rig.entry("late", "n|x|slots=1|", arrived_ms=1))
+    await rig.register("i1", slots=1)
+    await rig.apply(rig.entry("old", BIG, arrived_ms=1))
     return Call(lambda: rig.cell.expire(limit=9), 1)
 
 

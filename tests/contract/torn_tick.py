@@ -44,7 +44,11 @@ async def retries_that_are_due(rig: Rig) -> Call:
 
 async def parked_tasks_that_are_too_late(rig: Rig) -> Call:
     """Past their deadline, too old, and of a type that nobody serves; one of them had a hold."""
-    await rig.cell.open(CONFIG._replace(parked_age_ms=50_000, unknown_type_age_ms=10_000))
+    await rig.cell.open(CONFIG._replace(parked_age_ms=50_000, unknown_type_age_ms=SOON_MS))
+    await rig.apply(
+        rig.entry("stays", "n|a|slots=7|", key=3), rig.entry("strange", "n|x|slots=1|", key=4, arrived_ms=1)
+    )
+    assert await rig.cell.expire(limit=9) == 0
     now_ms = (await rig.view.level()).now_ms
     soon_ms = await rig.soon()
     await rig.register("i1", slots=2)
@@ -53,12 +57,20 @@ async def parked_tasks_that_are_too_late(rig: Rig) -> Call:
         rig.entry("late-1", BIG, key=1, deadline_ms=soon_ms),
         rig.entry("late-2", BIG, key=1, deadline_ms=soon_ms),
         rig.entry("old", "n|a|slots=7|", key=2, deadline_ms=FAR_MS, arrived_ms=now_ms - 60_000),
-        rig.entry("stays", "n|a|slots=7|", key=3),
-        rig.entry("strange", "n|x|slots=1|", key=4, arrived_ms=now_ms - 20_000),
     )
     assert await rig.cell.hold(BIG, "i1")
     await rig.let_pass(SOON_MS)
     return Call(lambda: rig.cell.expire(limit=9), 4)
+
+
+async def a_look_at_types_that_nobody_serves(rig: Rig) -> Call:
+    """One is noted; another is forgotten, since nothing of it waits any more."""
+    await rig.cell.open(CONFIG)
+    await rig.apply(rig.entry("late", "n|x|slots=1|", deadline_ms=await rig.soon()))
+    assert await rig.cell.expire(limit=9) == 0
+    await rig.let_pass(SOON_MS)
+    await rig.apply(rig.entry("t1", "c|y|slots=1|"))
+    return Call(lambda: rig.cell.expire(limit=9), 1)
 
 
 async def a_memory_of_ended_ids_that_turns(rig: Rig) -> Call:
@@ -69,7 +81,7 @@ async def a_memory_of_ended_ids_that_turns(rig: Rig) -> Call:
         await rig.finish("i1", *[await rig.ending(name) for name in names])
         if names[0] == "t1":
             await rig.cell.expire(limit=1)
-    await rig.apply(rig.entry("late", "n|x|slots=1|", arrived_ms=1))
+    await rig.apply(rig.entry("old", "n|a|slots=7|", arrived_ms=1))
     return Call(lambda: rig.cell.expire(limit=9), 1, steps=2)
 
 
@@ -111,6 +123,7 @@ SETTLE: tuple[Case, ...] = (a_settling_of_matches, a_settling_of_a_shape_behind_
 DUE: tuple[Case, ...] = (retries_that_are_due,)
 EXPIRE: tuple[Case, ...] = (
     parked_tasks_that_are_too_late,
+    a_look_at_types_that_nobody_serves,
     a_memory_of_ended_ids_that_turns,
 )
 HOLD: tuple[Case, ...] = (a_hold, a_hold_that_is_served_at_once)

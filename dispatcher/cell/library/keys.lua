@@ -14,6 +14,7 @@
 -- :lease           zset    instance -> when its registration expires
 -- :report          hash    instance -> f64 when, MessagePack [cursor, cpu, memory, errors (permille), running, progress]
 -- :serving         hash    agent type -> number of registered instances
+-- :unserved        hash    agent type that tasks wait for -> since when it is known that no instance serves it
 -- :open:<type>     set     instances that serve the type, are not closed and have a free slot
 -- :q:<instance>    stream  its queue and the ledger of its reservations: one field e = the entry
 -- :park:<shape>    zset    entry -> key; parked tasks of one shape

@@ -153,7 +153,10 @@ local function register(c, args)
   f[3] = headroom.assign(c, instance, capacity.slots)
   put(c, ':inst', instance, struct.pack('<d', c.now) .. args[2])
   score(c, ':lease', instance, number(c.now + offered[5]))
-  for _, agent_type in ipairs(types) do add(c, ':serving', agent_type, 1) end
+  for _, agent_type in ipairs(types) do
+    add(c, ':serving', agent_type, 1)
+    drop(c, ':unserved', agent_type)
+  end
   c.inst[instance] = {
     epoch = epoch, types = types, capacity = capacity, labels = offered[4], lease_ms = offered[5],
     indexes = indexes_of(types),
@@ -217,11 +220,13 @@ local function leave(c, args)
 end
 
 -- After a time in which nobody could reach the cell, spare the instances whose leases ran out in it or are about to: all
--- of a fleet would be evicted before it can beat again, and what it runs count as failed. Once only: a lease that was spared ends with half a ms.
+-- of a fleet would be evicted before it can beat again, and what it runs count as failed. Once only: a lease that was
+-- spared ends with half a ms. The time in which no instance could register does not count as one without any either.
 local function spare(c)
   local before = tonumber(redis.call('HGET', key(c, ':meta'), 'evict_ms'))
   put(c, ':meta', 'evict_ms', number(c.now))
   if not before or c.now - before <= AWAY_MS then return end
+  for _, agent_type in ipairs(redis.call('HKEYS', key(c, ':unserved'))) do drop(c, ':unserved', agent_type) end
   local rows = redis.call(
     'ZRANGEBYSCORE', key(c, ':lease'), '(' .. number(before), number(c.now + SPARE_MS), 'WITHSCORES')
   for i = 1, #rows, 2 do

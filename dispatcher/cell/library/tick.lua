@@ -84,16 +84,35 @@ local function give_up(c, shape, entry, head, order_key, reason, cause)
   dead(c, entry, head, reason, cause, '')
 end
 
+-- Since when no instance serves each type that tasks wait for; of a type that is served: none. Counted from the first
+-- look that finds it so, and forgotten when one registers: a restart of all its instances, or the loss of the cell, must
+-- not end what arrived long ago.
+local function unserved_since(c, waiting)
+  local since = {}
+  for _, index in ipairs(waiting) do
+    local agent_type = string.match(index, '^c|(.*)$') or index
+    if redis.call('HEXISTS', key(c, ':serving'), agent_type) == 0 then
+      local at = tonumber(redis.call('HGET', key(c, ':unserved'), agent_type) or c.now)
+      since[agent_type] = at and at <= c.now and at or c.now
+      put(c, ':unserved', agent_type, number(since[agent_type]))
+    end
+  end
+  for _, agent_type in ipairs(redis.call('HKEYS', key(c, ':unserved'))) do
+    if not since[agent_type] then drop(c, ':unserved', agent_type) end
+  end
+  return since
+end
+
 -- Dead-letter the first tasks of a shape that have waited too long for any instance.
-local function expire_aged(c, shape_text, limit)
+local function expire_aged(c, shape_text, limit, since)
   local shape, count = shape_of(c, shape_text), 0
-  local is_served = redis.call('HEXISTS', key(c, ':serving'), shape.type) == 1
-  local max_age = setting(c, is_served and 'parked_age_ms' or 'unknown_type_age_ms')
-  local why = is_served and 'no instance had room for it in time' or 'no instance serves the agent type ' .. shape.type
+  local unserved = since[shape.type]
+  local max_age = setting(c, unserved and 'unknown_type_age_ms' or 'parked_age_ms')
+  local why = unserved and 'no instance serves the agent type ' .. shape.type or 'no instance had room for it in time'
   local rows = redis.call('ZRANGE', key(c, ':park:' .. shape_text), 0, limit - 1, 'WITHSCORES')
   for i = 1, #rows, 2 do
     local head = read_head(rows[i])
-    if head.arrived + max_age > c.now then break end
+    if math.max(head.arrived, unserved or 0) + max_age > c.now then break end
     give_up(c, shape, rows[i], head, rows[i + 1], 'age', why)
     count = count + 1
   end
@@ -163,9 +182,11 @@ local function expire(c, args)
       if ended == 0 and is_all then score(c, ':deadlines', id, nil) end -- it is not parked
     end
   end
-  for _, index in ipairs(redis.call('SMEMBERS', key(c, ':waiting'))) do
+  local waiting = redis.call('SMEMBERS', key(c, ':waiting'))
+  local since = unserved_since(c, waiting)
+  for _, index in ipairs(waiting) do
     for _, shape_text in ipairs(redis.call('ZRANGE', key(c, ':heads:' .. index), 0, HEADS_PER_INDEX - 1)) do
-      if count < limit then count = count + expire_aged(c, shape_text, limit - count) end
+      if count < limit then count = count + expire_aged(c, shape_text, limit - count, since) end
     end
   end
   finish_call(c)
