@@ -115,9 +115,13 @@ class TopicConsumer(ConsumerRebalanceListener):
         return {partition.partition: rows for partition, rows in found.items()}
 
     async def _poll_singly(self, records: int, timeout_ms: int) -> dict[int, list[Record]]:
-        """Read one record at a time, so that the one that cannot be decoded is known by its offset."""
+        """Read one record at a time, so that the one that cannot be decoded is known by its offset.
+
+        Until all that is there has been read cleanly: a read that found nothing in time may have been about to find it.
+        """
         found: dict[int, list[Record]] = {}
         left, is_clean = records, True
+        ends = await self.ends(place.partition for place in self._consumer.assignment())
         for place in self._consumer.assignment():
             offset = await self._asked(self._consumer.position(place), "read a position")
             while left > 0:
@@ -128,6 +132,7 @@ class TopicConsumer(ConsumerRebalanceListener):
                     rows = [Unreadable(offset, int(time.time() * 1000), str(error))]
                     self._consumer.seek(place, offset + 1)
                 if not rows:
+                    is_clean &= offset >= ends.get(place.partition, 0)
                     break
                 found.setdefault(place.partition, []).extend(rows)
                 left, offset = left - 1, rows[-1].offset + 1

@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.record.util import calc_crc32c
 
 from taskyard.dispatcher.cell.contract import Ending
-from taskyard.dispatcher.kafka.consumer import TopicConsumer
+from taskyard.dispatcher.kafka.consumer import TopicConsumer, Unreadable
 from taskyard.dispatcher.kafka.topics import check_topics, lag
 from taskyard.dispatcher.service import Dispatcher
 from taskyard.dispatcher.settings import (
@@ -26,6 +26,7 @@ from taskyard.schemas.codec import JSON
 from taskyard.schemas.errors import DependencyError
 from taskyard.schemas.outcome import Outcome
 from taskyard.schemas.priority import PRIORITIES
+from taskyard.schemas.task import Task
 from tests.integration.yard import EPOCH, Yard, count, get, task, until
 
 ROOT = Path(__file__).parents[2]
@@ -76,17 +77,38 @@ async def test_a_record_that_the_kafka_client_cannot_decode_is_a_dead_letter_and
 ) -> None:
     await yard.dispatcher()
     await yard.instance("i", slots=100)
-    batch = yard.producer.create_batch()
-    batch.append(key=None, value=JSON.encode_task(task("before")), timestamp=None)
-    batch.append(key=None, value=JSON.encode_task(task("odd")), timestamp=None, headers=[("ZZZZ", b"")])
-    batch._builder = _NameThatIsNoText(batch._builder)
 
-    await (await yard.producer.send_batch(batch, yard.topics.tasks["normal"], partition=0))
+    await _publish_odd(yard, task("before"), task("odd"))
     await yard.publish_raw(yard.topics.tasks["normal"], JSON.encode_task(task("behind")), partition=0)
 
     (letter,) = await yard.dead_letters(1)
     assert (letter.reason, letter.partition, letter.offset) == ("undecodable", 0, 1)
     await until(lambda: count(yard, "i", 2), what="those before and behind it are placed")
+
+
+async def test_a_record_that_cannot_be_decoded_is_found_however_soon_a_read_gives_up(
+    yard: Yard, settings: Settings
+) -> None:
+    await check_topics(settings.kafka, yard.topics, settings.topics)
+    await _publish_odd(yard, task("odd"))
+    consumer = TopicConsumer(settings.kafka, yard.topics.tasks["normal"], group="g", session_timeout_ms=6_000)
+    await consumer.start()
+    found: list[Any] = []
+
+    async def is_found() -> bool:
+        try:
+            found.extend((await consumer.poll(records=9, timeout_ms=0)).get(0, ()))
+        except DependencyError:
+            consumer.seek({0: 0, 1: 0})
+            found.extend((await consumer.poll(records=9, timeout_ms=0)).get(0, ()))
+        return bool(found)
+
+    try:
+        await until(is_found, what="the record is named")
+    finally:
+        await consumer.stop()
+
+    assert [type(record) for record in found] == [Unreadable]
 
 
 @pytest.mark.parametrize("compression", ["gzip", "lz4", "snappy", "zstd"])
@@ -341,3 +363,13 @@ class _NameThatIsNoText:
         built = bytearray(bytes(self._builder.build()).replace(b"ZZZZ", b"\xff\xfe\xfd\xfc"))
         struct.pack_into(">I", built, 17, calc_crc32c(bytes(built[21:])))
         return built
+
+
+async def _publish_odd(yard: Yard, *tasks: Task) -> None:
+    """Publish a batch of `normal` tasks, the last of which the Kafka client cannot decode."""
+    batch = yard.producer.create_batch()
+    for one in tasks:
+        headers = [("ZZZZ", b"")] if one is tasks[-1] else []
+        batch.append(key=None, value=JSON.encode_task(one), timestamp=None, headers=headers)
+    batch._builder = _NameThatIsNoText(batch._builder)
+    await (await yard.producer.send_batch(batch, yard.topics.tasks["normal"], partition=0))
