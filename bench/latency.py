@@ -1,9 +1,10 @@
 """Figures 4 and 5: from the time a task is due to be published until its handler starts, and what floods do to that.
 
 Ours: a sender, `taskyard dispatcher` and one `taskyard worker`, each a process as a user runs it, with a ticker on its
-loop (stalls.py). The baseline of figure 4: a sender and `raw_echo`. Times are read on one clock and reach the bench in
-memory (latency_stamps.py). Details hold what a plot needs: quantiles, histogram, the longest stop of each loop, and how
-late the sender was, which counts on both sides.
+loop (stalls.py). The baseline of figure 4: a sender and `raw_echo`. Kafka and the senders have one half of the
+processors, what is measured the other (processors.py), on both sides. Times are read on one clock and reach the bench
+in memory (latency_stamps.py). Details hold what a plot needs: quantiles, histogram, the longest stop of each loop, and
+how late the sender was, which counts on both sides.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench import latency_stamps as stamps
-from bench import stalls
+from bench import processors, stalls
 from bench.backlog import PARTITIONS
 from bench.latency_figures import count_of, middle_rate, spread
 from bench.latency_send import RAW
@@ -47,6 +48,7 @@ _CALIBRATED_S = 3.0
 _FLOOD_LASTS = 2
 # One by one its sender took most of a processor, which then was what stood in the way, not the low tasks.
 _FLOOD_EVERY_MS = 10
+_REHEARSALS = 2
 _SHARES = (0.2, 0.5, 0.8)
 _IDLE_SHARE = 0.05
 # A smoke has few samples on a machine that others use: what it shows is that the row works.
@@ -84,14 +86,14 @@ def rows(rig: Rig, *, seconds: float, warm_s: float, per_s: float, critical_per_
     """Figures 4 and 5, and latency by load.
 
     seconds, warm_s: of each run. per_s: offered in figure 4; critical_per_s: of critical tasks in figure 5. tasks: of
-    each priority at each load. is_rehearsed: a run of ours that does not count comes before the first: a Kafka that has
-    just started takes tens of milliseconds where it takes one later, and whoever is first would pay for that.
+    each priority at each load. is_rehearsed: runs of ours that do not count come before the first: for half a minute a
+    Kafka that has just started compiles itself with half a processor, and whoever is first would pay for that.
     """
     usual = Load({_PRIORITY: per_s}, seconds, warm_s)
     found = [_row_of_one(rig, usual), *_rows_by_load(rig, seconds, warm_s, critical_per_s, tasks)]
     if not is_rehearsed:
         return found
-    rehearse = cache(partial(_ours, rig, usual))
+    rehearse = cache(lambda: [_ours(rig, usual) for _ in range(_REHEARSALS)])
     return [
         row._replace(ours=partial(_after, rehearse, row.ours), baseline=partial(_after, rehearse, row.baseline))
         for row in found
@@ -137,9 +139,9 @@ def _raw(rig: Rig, load: Load) -> Sample:
     raw = load._replace(rates={RAW: sum(load.rates.values())})
     rig.reset()
     asyncio.run(create_topics(rig.kafka, {_RAW_TOPIC: PARTITIONS}, replication=1))
-    with stamps.new_directory() as name:
+    with stamps.new_directory() as name, _halved(rig):
         reading = (sys.executable, "-m", "bench.raw_echo", rig.kafka, _RAW_TOPIC, str(PARTITIONS), name)
-        with rig.child(*reading) as reader:
+        with _inside(rig, *reading) as reader:
             return _sample(_measured(rig, raw, Path(name), _RAW_TOPIC, {"reader": reader}), RAW)
 
 
@@ -179,7 +181,11 @@ def _ours(rig: Rig, load: Load) -> Run:
     rig.reset()
     cell = rig.new_name()
     asyncio.run(_begin(rig, cell))
-    with stamps.new_directory() as name, _placed_and_run(rig, cell, Path(name), load.slots) as children:
+    with (
+        stamps.new_directory() as name,
+        _halved(rig),
+        _placed_and_run(rig, cell, Path(name), load.slots) as children,
+    ):
         run = _measured(rig, load, Path(name), _PREFIX, children)
         return run._replace(parked=int(rig.redis.hget(f"ty:{{{cell}}}:stats", "parked") or 0))
 
@@ -204,8 +210,8 @@ def _placed_and_run(rig: Rig, cell: str, directory: Path, slots: int) -> Generat
     placing = taskyard(rig, cell, "dispatcher", "--prefix", _PREFIX, "--http-port", "0")
     running = taskyard(rig, cell, "worker", "bench.latency_handlers:handlers", "--slots", str(slots))
     with (
-        rig.child(*stalls.command(directory, placing)) as dispatcher,
-        rig.child(*stalls.command(directory, running)) as worker,
+        _inside(rig, *stalls.command(directory, placing)) as dispatcher,
+        _inside(rig, *stalls.command(directory, running)) as worker,
     ):
         yield {"dispatcher": dispatcher, "worker": worker}
 
@@ -244,10 +250,27 @@ def _measured(rig: Rig, load: Load, directory: Path, prefix: str, children: dict
     return Run(latencies_ns, started_ns, cpu_us, {**_details(directory, sent), "server": timed.details["server"]})
 
 
-def _sender(rig: Rig, load: Load, told: Path, prefix: str) -> contextlib.AbstractContextManager[Child]:
+@contextlib.contextmanager
+def _sender(rig: Rig, load: Load, told: Path, prefix: str) -> Generator[Child]:
     numbers = [str(number) for number in (load.hold_ms, load.warm_s, load.seconds, load.every_ms)]
     offered = [f"{stream}={per_s}" for stream, per_s in load.rates.items()]
-    return rig.child(sys.executable, "-m", "bench.latency_send", rig.kafka, prefix, str(told), *numbers, *offered)
+    sending = (sys.executable, "-m", "bench.latency_send", rig.kafka, prefix, str(told), *numbers, *offered)
+    with rig.child(*sending) as sender:
+        processors.keep(sender.pid, processors.halves().outside)
+        yield sender
+
+
+def _halved(rig: Rig) -> contextlib.AbstractContextManager[None]:
+    """Keep the servers to the half of the processors where they belong."""
+    halves = processors.halves()
+    return processors.kept({rig.server_pids["kafka"]: halves.outside, rig.server_pids["valkey"]: halves.inside})
+
+
+@contextlib.contextmanager
+def _inside(rig: Rig, *command: str) -> Generator[Child]:
+    with rig.child(*command) as child:
+        processors.keep(child.pid, processors.halves().inside)
+        yield child
 
 
 def _are_well(children: Mapping[str, Child]) -> bool:

@@ -33,18 +33,18 @@ class Rig:
         self.kafka = services.kafka
         self.redis_url = services.redis
         self.redis: Any = redis.Redis.from_url(services.redis)  # pyright: ignore[reportUnknownMemberType]
-        self._server_pids = {"valkey": services.redis_pid, "kafka": services.kafka_pid}
+        self.server_pids = {"valkey": services.redis_pid, "kafka": services.kafka_pid}
         self._runs = 0
         # A rewrite in the middle of a run would be that run's bad luck; `reset` does it between runs.
         self.redis.config_set("auto-aof-rewrite-percentage", 0)
 
     def valkey_cpu_s(self) -> float:
         """Processor time that Valkey has used so far, all threads."""
-        return cpu_s(self._server_pids["valkey"])
+        return cpu_s(self.server_pids["valkey"])
 
     def valkey_rss_bytes(self) -> int:
         """Memory that the system has given to Valkey."""
-        return rss_bytes(self._server_pids["valkey"])
+        return rss_bytes(self.server_pids["valkey"])
 
     def used_bytes(self) -> int:
         """Memory that Valkey has allocated, as it counts itself."""
@@ -80,7 +80,7 @@ class Rig:
         The clock starts with `has_begun()`, or else when a tenth is done: starting processes is not in it.
         Details: `rss_bytes` of each process at the end, and `server`: see `server_use.per_task`.
         """
-        pids = {**{name: child.pid for name, child in children.items()}, **self._server_pids}
+        pids = {**{name: child.pid for name, child in children.items()}, **self.server_pids}
 
         def is_well() -> bool:
             for name, child in children.items():
