@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
@@ -27,7 +28,7 @@ def pid() -> Generator[int]:
 
 
 def processors_of(pid: int) -> list[set[int]]:
-    return [os.sched_getaffinity(int(thread)) for thread in os.listdir(f"/proc/{pid}/task")]
+    return [os.sched_getaffinity(int(thread.name)) for thread in Path(f"/proc/{pid}/task").iterdir()]
 
 
 def test_the_halves_are_all_that_there_is_and_share_nothing_where_there_are_two() -> None:
