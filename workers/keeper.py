@@ -79,7 +79,9 @@ class Keeper:
     async def _finish_all(self, instance: Instance) -> None:
         while instance.may_finish and (batch := instance.take_batch()):
             has_pulled = await self._link.answer(partial(self._finish, instance, batch))
-            if not has_pulled and len(batch) < _ENOUGH and instance.life.state == "running":
+            # What it has kept through a resync must be told before it reads again: as soon as can be.
+            may_wait = instance.is_open and instance.life.state == "running"
+            if may_wait and not has_pulled and len(batch) < _ENOUGH:
                 await asyncio.sleep(_GATHER_S)
 
     async def _finish(self, instance: Instance, batch: list[Attempt]) -> bool:

@@ -212,12 +212,13 @@ class TwinTick(TwinRecovery):
     def _expire_aged(self, shape: Shape, limit: int) -> int:
         state, config, count = self._state, self._state.config, 0
         since_ms = state.unserved.get(shape.type)
-        max_age_ms = config.parked_age_ms if since_ms is None else config.unknown_type_age_ms
         unserved = f"no instance serves the agent type {shape.type}"
         cause = "no instance had room for it in time" if since_ms is None else unserved
         for row in state.parked_of(shape)[:limit]:
             head = read_head(row[1])
-            if max(head.arrived_ms, since_ms or 0) + max_age_ms > state.now_ms:
+            is_old = head.arrived_ms + config.parked_age_ms <= state.now_ms
+            begins_ms = None if since_ms is None else max(head.arrived_ms, since_ms)
+            if not is_old and (begins_ms is None or begins_ms + config.unknown_type_age_ms > state.now_ms):
                 break
             moves.unpark(state, shape, row, head.id)
             moves.bury(state, head, row[1], reason="age", cause=cause)

@@ -8,6 +8,8 @@ SHAPE = "n|a|slots=1|"
 BIG = "n|a|slots=2|"
 UNSERVED = "n|x|slots=1|"
 UNREAD = "not reading"
+FOREVER = CellConfig(parked_age_ms=2**50, unknown_type_age_ms=SOON_MS)
+"""Tasks may be parked for ever if an instance serves their type."""
 
 
 async def beat(rig: Rig, instance: str, cursor: str) -> Beaten:
@@ -212,7 +214,7 @@ async def test_a_parked_task_that_no_instance_had_room_for_expires_by_its_age(ri
     await rig.register("i1", slots=1)
     await rig.apply(
         *[rig.entry(f"t-{age}", BIG, arrived_ms=now_ms - age) for age in (60_000, 20_000)],
-        rig.entry("unserved", UNSERVED, arrived_ms=now_ms - 60_000),
+        rig.entry("unserved", UNSERVED, arrived_ms=now_ms - 20_000),
     )
 
     assert await rig.cell.expire(limit=10) == 1
@@ -223,7 +225,7 @@ async def test_a_parked_task_that_no_instance_had_room_for_expires_by_its_age(ri
 
 
 async def test_a_task_expires_once_no_instance_has_served_its_type_for_long(rig: Rig) -> None:
-    await rig.cell.open(CellConfig(unknown_type_age_ms=SOON_MS))
+    await rig.cell.open(FOREVER)
     now_ms = (await rig.view.level()).now_ms
     await rig.apply(*[rig.entry(name, UNSERVED, arrived_ms=ms) for name, ms in (("old", 1), ("young", now_ms))])
     assert await rig.cell.expire(limit=10) == 0, "it may be that its instances are only restarting"
@@ -237,8 +239,18 @@ async def test_a_task_expires_once_no_instance_has_served_its_type_for_long(rig:
     assert await rig.parked(UNSERVED) == ["new"]
 
 
+async def test_a_task_of_a_type_that_nobody_serves_is_not_parked_for_longer_than_others(rig: Rig) -> None:
+    await rig.cell.open(CellConfig(parked_age_ms=50_000))
+    now_ms = (await rig.view.level()).now_ms
+    await rig.apply(*[rig.entry(f"t-{age}", UNSERVED, arrived_ms=now_ms - age) for age in (60_000, 20_000)])
+
+    assert await rig.cell.expire(limit=10) == 1
+
+    assert await rig.parked(UNSERVED) == ["t-20000"]
+
+
 async def test_the_time_without_an_instance_begins_anew_with_one_that_registered(rig: Rig) -> None:
-    await rig.cell.open(CellConfig(unknown_type_age_ms=SOON_MS))
+    await rig.cell.open(FOREVER)
     await rig.apply(rig.entry("t1", UNSERVED, key=1), rig.entry("t2", UNSERVED, key=2, arrived_ms=1))
     assert await rig.cell.expire(limit=10) == 0
     await rig.let_pass(SOON_MS)
@@ -251,7 +263,7 @@ async def test_the_time_without_an_instance_begins_anew_with_one_that_registered
 
 
 async def test_the_time_without_an_instance_begins_anew_when_nothing_waits(rig: Rig) -> None:
-    await rig.cell.open(CellConfig(unknown_type_age_ms=SOON_MS))
+    await rig.cell.open(FOREVER)
     await rig.apply(rig.entry("late", UNSERVED, deadline_ms=await rig.soon()))
     assert await rig.cell.expire(limit=10) == 0
     await rig.let_pass(2 * SOON_MS)
@@ -263,7 +275,7 @@ async def test_the_time_without_an_instance_begins_anew_when_nothing_waits(rig: 
 
 
 async def test_the_time_without_an_instance_begins_anew_after_one_without_dispatchers(rig: Rig) -> None:
-    await rig.cell.open(CellConfig(unknown_type_age_ms=SOON_MS))
+    await rig.cell.open(FOREVER)
     await rig.cell.evict(limit=1)
     await rig.apply(rig.entry("t1", UNSERVED, arrived_ms=1))
     assert await rig.cell.expire(limit=10) == 0

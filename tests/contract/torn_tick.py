@@ -45,11 +45,10 @@ async def retries_that_are_due(rig: Rig) -> Call:
 async def parked_tasks_that_are_too_late(rig: Rig) -> Call:
     """Past their deadline, too old, and of a type that nobody serves; one of them had a hold."""
     await rig.cell.open(CONFIG._replace(parked_age_ms=50_000, unknown_type_age_ms=SOON_MS))
-    await rig.apply(
-        rig.entry("stays", "n|a|slots=7|", key=3), rig.entry("strange", "n|x|slots=1|", key=4, arrived_ms=1)
-    )
-    assert await rig.cell.expire(limit=9) == 0
     now_ms = (await rig.view.level()).now_ms
+    strange = rig.entry("strange", "n|x|slots=1|", key=4, arrived_ms=now_ms - 20_000)
+    await rig.apply(rig.entry("stays", "n|a|slots=7|", key=3), strange)
+    assert await rig.cell.expire(limit=9) == 0
     soon_ms = await rig.soon()
     await rig.register("i1", slots=2)
     await fill(rig, "i1", "t1")

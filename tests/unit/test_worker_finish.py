@@ -3,7 +3,7 @@
 import pytest
 
 from tests.worker_kit import running
-from tests.worker_line import Stage, staged, tasks
+from tests.worker_line import ALL, NONE, Stage, staged, tasks
 
 
 def finished(stage: Stage) -> list[list[str]]:
@@ -45,3 +45,26 @@ async def test_an_ending_whose_capacity_is_waited_for_is_not_kept_back(monkeypat
             await stage.field.wait_for(task, "finished")
 
     assert finished(stage) == [[task.id] for task in work]
+
+
+async def test_an_instance_that_resumes_is_opened_however_many_endings_it_tells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("taskyard.workers.keeper._GATHER_S", 3_600.0)
+    monkeypatch.setattr("taskyard.workers.worker._GRACE_S", 0.1)
+    stage = await staged()
+    runs, ends, new = tasks(3)
+
+    async with running(stage.worker):
+        await stage.field.put(runs, ends, instance="i")
+        await stage.gate.has_started(runs, ends)
+        stage.line.cut = ALL
+        stage.gate.let(ends)
+        await stage.gate.has_ended(ends)
+        await stage.lose_all()
+        stage.line.cut = NONE
+        await stage.field.wait_for(ends, "finished")
+        await stage.field.put(new, instance="i")
+        await stage.gate.has_started(new)
+
+    assert stage.gate.started[-1] == (new.id, 1)

@@ -107,12 +107,13 @@ end
 local function expire_aged(c, shape_text, limit, since)
   local shape, count = shape_of(c, shape_text), 0
   local unserved = since[shape.type]
-  local max_age = setting(c, unserved and 'unknown_type_age_ms' or 'parked_age_ms')
+  local parked_age, unknown_age = setting(c, 'parked_age_ms'), setting(c, 'unknown_type_age_ms')
   local why = unserved and 'no instance serves the agent type ' .. shape.type or 'no instance had room for it in time'
   local rows = redis.call('ZRANGE', key(c, ':park:' .. shape_text), 0, limit - 1, 'WITHSCORES')
   for i = 1, #rows, 2 do
     local head = read_head(rows[i])
-    if math.max(head.arrived, unserved or 0) + max_age > c.now then break end
+    local is_unknown = unserved and math.max(head.arrived, unserved) + unknown_age <= c.now
+    if not is_unknown and head.arrived + parked_age > c.now then break end
     give_up(c, shape, rows[i], head, rows[i + 1], 'age', why)
     count = count + 1
   end
