@@ -1,5 +1,6 @@
 """Reading one topic as a member of a consumer group."""
 
+import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -117,14 +118,17 @@ class TopicConsumer(ConsumerRebalanceListener):
     async def _poll_singly(self, records: int, timeout_ms: int) -> dict[int, list[Record]]:
         """Read one record at a time, so that the one that cannot be decoded is known by its offset.
 
-        Until all that is there has been read cleanly: a read that found nothing in time may have been about to find it.
+        Of each partition up to its end as it is now, whichever gets more meanwhile; and again until all that was there
+        has been read cleanly: a read that found nothing in time may have been about to find it.
         """
         found: dict[int, list[Record]] = {}
         left, is_clean = records, True
-        ends = await self.ends(place.partition for place in self._consumer.assignment())
-        for place in self._consumer.assignment():
+        places = list(self._consumer.assignment())
+        random.shuffle(places)  # or the records of the first could be all that is read, each time
+        ends = await self.ends(place.partition for place in places)
+        for place in places:
             offset = await self._asked(self._consumer.position(place), "read a position")
-            while left > 0:
+            while left > 0 and offset < ends[place.partition]:
                 try:
                     rows = (await self._getmany(1, timeout_ms, place)).get(place, [])
                 except ValueError as error:
@@ -132,11 +136,11 @@ class TopicConsumer(ConsumerRebalanceListener):
                     rows = [Unreadable(offset, int(time.time() * 1000), str(error))]
                     self._consumer.seek(place, offset + 1)
                 if not rows:
-                    is_clean &= offset >= ends.get(place.partition, 0)
                     break
                 found.setdefault(place.partition, []).extend(rows)
                 left, offset = left - 1, rows[-1].offset + 1
-        self._is_careful = not (is_clean and left > 0)
+            is_clean &= offset >= ends[place.partition]
+        self._is_careful = not is_clean
         return found
 
     async def _getmany(self, records: int, timeout_ms: int, *places: Any) -> dict[Any, list[Record]]:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,9 @@ import msgspec
 import pytest
 import structlog.testing
 from aiokafka import AIOKafkaProducer
-from aiokafka.record.util import calc_crc32c
 
 from taskyard.dispatcher.cell.contract import Ending
-from taskyard.dispatcher.kafka.consumer import TopicConsumer, Unreadable
+from taskyard.dispatcher.kafka.consumer import TopicConsumer
 from taskyard.dispatcher.kafka.topics import check_topics, lag
 from taskyard.dispatcher.service import Dispatcher
 from taskyard.dispatcher.settings import (
@@ -26,7 +24,6 @@ from taskyard.schemas.codec import JSON
 from taskyard.schemas.errors import DependencyError
 from taskyard.schemas.outcome import Outcome
 from taskyard.schemas.priority import PRIORITIES
-from taskyard.schemas.task import Task
 from tests.integration.yard import EPOCH, Yard, count, get, task, until
 
 ROOT = Path(__file__).parents[2]
@@ -70,45 +67,6 @@ async def test_every_kind_of_bad_record_is_a_dead_letter_and_none_blocks_its_par
     assert len(letters[2].record) <= 1024
     assert "priority" in letters[7].detail
     await until(lambda: count(yard, "i", 1), what="the good record behind them is placed")
-
-
-async def test_a_record_that_the_kafka_client_cannot_decode_is_a_dead_letter_and_stops_neither_the_process_nor_its_lane(
-    yard: Yard,
-) -> None:
-    await yard.dispatcher()
-    await yard.instance("i", slots=100)
-
-    await _publish_odd(yard, task("before"), task("odd"))
-    await yard.publish_raw(yard.topics.tasks["normal"], JSON.encode_task(task("behind")), partition=0)
-
-    (letter,) = await yard.dead_letters(1)
-    assert (letter.reason, letter.partition, letter.offset) == ("undecodable", 0, 1)
-    await until(lambda: count(yard, "i", 2), what="those before and behind it are placed")
-
-
-async def test_a_record_that_cannot_be_decoded_is_found_however_soon_a_read_gives_up(
-    yard: Yard, settings: Settings
-) -> None:
-    await check_topics(settings.kafka, yard.topics, settings.topics)
-    await _publish_odd(yard, task("odd"))
-    consumer = TopicConsumer(settings.kafka, yard.topics.tasks["normal"], group="g", session_timeout_ms=6_000)
-    await consumer.start()
-    found: list[Any] = []
-
-    async def is_found() -> bool:
-        try:
-            found.extend((await consumer.poll(records=9, timeout_ms=0)).get(0, ()))
-        except DependencyError:
-            consumer.seek({0: 0, 1: 0})
-            found.extend((await consumer.poll(records=9, timeout_ms=0)).get(0, ()))
-        return bool(found)
-
-    try:
-        await until(is_found, what="the record is named")
-    finally:
-        await consumer.stop()
-
-    assert [type(record) for record in found] == [Unreadable]
 
 
 @pytest.mark.parametrize("compression", ["gzip", "lz4", "snappy", "zstd"])
@@ -348,28 +306,3 @@ async def _is_parked(yard: Yard, count: int) -> bool:
 
 async def _is_outbox_empty(yard: Yard) -> bool:
     return (await yard.view.level()).outbox == 0
-
-
-class _NameThatIsNoText:
-    """Builds a batch in which the header `ZZZZ` has a name that is not UTF-8."""
-
-    def __init__(self, builder: Any) -> None:
-        self._builder = builder
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._builder, name)
-
-    def build(self) -> bytearray:
-        built = bytearray(bytes(self._builder.build()).replace(b"ZZZZ", b"\xff\xfe\xfd\xfc"))
-        struct.pack_into(">I", built, 17, calc_crc32c(bytes(built[21:])))
-        return built
-
-
-async def _publish_odd(yard: Yard, *tasks: Task) -> None:
-    """Publish a batch of `normal` tasks, the last of which the Kafka client cannot decode."""
-    batch = yard.producer.create_batch()
-    for one in tasks:
-        headers = [("ZZZZ", b"")] if one is tasks[-1] else []
-        batch.append(key=None, value=JSON.encode_task(one), timestamp=None, headers=headers)
-    batch._builder = _NameThatIsNoText(batch._builder)
-    await (await yard.producer.send_batch(batch, yard.topics.tasks["normal"], partition=0))
