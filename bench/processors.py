@@ -1,8 +1,7 @@
 """Two halves of the machine's processors, so that what is measured has one to itself, as it has a machine elsewhere.
 
 Outside: Kafka and whoever publishes. Inside: Taskyard with its Valkey, or the baseline's reader. On two processors that
-are nearly full the system moves seven processes about, and which of them waits for which was most of what the rows of
-latency told: with halves their pairs lie closer together.
+are nearly full the system moves all of them about; with halves the pairs of the latency rows lie closer together.
 """
 
 import contextlib
@@ -15,7 +14,7 @@ Processors = frozenset[int]
 
 
 class Halves(NamedTuple):
-    """Both are all that there are where there is one only, or where the system does not let one choose (macOS)."""
+    """The same one where there is one only; both empty where the system does not let one choose (macOS)."""
 
     outside: Processors
     inside: Processors
@@ -34,9 +33,9 @@ def halves() -> Halves:
 def kept(processes: Mapping[int, Processors]) -> Generator[None]:
     """Keep processes that run already to some processors until the block is left. processes: by pid."""
     halved = halves()
-    for pid, processors in processes.items():
-        keep(pid, processors)
     try:
+        for pid, processors in processes.items():
+            keep(pid, processors)
         yield
     finally:
         for pid in processes:

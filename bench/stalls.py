@@ -4,8 +4,7 @@
 
 runs a `taskyard` command as a user does, but in DIRECTORY, with the ticker, which writes DIRECTORY/stalls.NAME.
 A tick comes late if the loop was busy, or if the machine ran something else: the processor time that the loop's thread
-spent meanwhile tells one from the other. A stop is told as shorter by up to a tick. Cost: five hundred ticks a second,
-about 1 % of a processor.
+spent meanwhile tells one from the other. A stop is told as shorter by up to a tick.
 
 It imports little: what a process has loaded is looked at by each full garbage collection, which stops its loop (26 ms
 with the rest of the bench on board, seen).
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 T = TypeVar("T")
 
 TICK_S = 0.002
-"""A tick each 1 ms took a fiftieth of a processor from what is watched."""
+"""Each tick takes processor time from what is watched."""
 # One line in the file for each such stretch of time: a run's stalls are those of its stretches.
 _STRETCH_NS = 100_000_000
 _PREFIX = "stalls."
