@@ -14,6 +14,7 @@ LIBRARY_FILES = (
     "settings",
     "headroom",
     "entry",
+    "front",
     "move",
     "pull",
     "apply",
@@ -29,7 +30,7 @@ LIBRARY_FILES = (
 _ALONE = frozenset(("tick", "carry", "audit"))
 """Parts that no other uses. Each is a block of its own: of one block's names Lua takes 200."""
 
-_BUILD = 16
+_BUILD = 17
 """Of the library's text, from 1: raised with every change of it. A server keeps the newest of those with one name."""
 
 _CALL_TIMEOUT_S = 5.0

@@ -251,7 +251,7 @@ MENDABLE = (
 )
 REPORTED = (
     _damage("entry_lost_on_a_queue", "lost used", _lost),
-    _damage("entry_lost_in_the_park", "lost counter head", lambda keys: keys("ZREMRANGEBYRANK", f"park:{BIG}", 0, 0)),
+    _damage("entry_lost_in_the_park", "lost counter", lambda keys: keys("ZREMRANGEBYRANK", f"park:{BIG}", 0, 0)),
     _damage("place_of_nothing_readable", "lost", lambda keys: keys("HSET", "where", "ghost", "nonsense")),
     _damage("carried_without_a_place", "lost", lambda keys: keys("HSET", "carried", "ghost", 5)),
     _damage("more_than_it_has", "used overcommitted", _more_than_it_has),

@@ -4,7 +4,7 @@ from taskyard.dispatcher.cell.connection import Connection
 from taskyard.dispatcher.cell.contract import CellConfig, Evicting
 from tests.contract.rig import Rig, redis_rig
 
-FOR_GOOD = {"meta", "applied", "out", "done0"}
+FOR_GOOD = {"meta", "applied", "out", "done0", "front"}
 
 
 async def suffixes(connection: Connection) -> set[str]:

@@ -288,6 +288,11 @@ class SameCommands(RuleBasedStateMachine):
         self._same(*[rig.cell.leave(instance, rig.epochs[instance]) for rig in self._rigs])
 
     @rule()
+    def lose_front(self) -> None:
+        # As after a failover: what this server knew of the parked tasks counts no more.
+        self._runner.run(self._connection.command("DEL", f"{self._connection.root}:front"))
+
+    @rule()
     def trim(self) -> None:
         async def trim(rig: Rig) -> int:
             return await rig.cell.trim([outgoing.stream_id for outgoing in await rig.cell.outbox(count=100)])

@@ -112,11 +112,11 @@ local function candidates_of(c, instances)
   return names, valid
 end
 
--- Key of the first parked task of the shape, as far as this call knows; math.huge: there is none.
+-- The same of the shape's first parked task, asked once a call.
 local function head_of(c, shape)
   local head = c.head[shape]
   if not head then
-    head = tonumber(call('ZSCORE', shape.heads, shape.text) or math.huge)
+    head = first_key(c, shape)
     c.head[shape] = head
   end
   return head

@@ -204,6 +204,7 @@ end
 -- mend: KEYS[1] root; ARGV part, subject, at of a finding. Checks it again and mends it if it can be.
 -- reply: what has been mended, as examine tells it
 local function mend(c, args)
+  front.change(c)
   checks[args[1]](new_call(c), args[2], args[3])
   local mended = {}
   for i, finding in ipairs(c.found) do

@@ -96,7 +96,7 @@ function checks.open(c, agent_type, instance)
   end)
 end
 
--- The first key of a shape, and whether its index is listed as waiting.
+-- The first key of a shape, which the heads may tell as an earlier one, and whether its index is listed as waiting.
 function checks.shape(c, shape_text)
   local is_read, shape = pcall(shape_of, c, shape_text)
   if not is_read then
@@ -106,7 +106,7 @@ function checks.shape(c, shape_text)
   local first = redis.call('ZRANGE', key(c, ':park:' .. shape_text), 0, 0, 'WITHSCORES')[2]
   local head = redis.call('ZSCORE', shape.heads, shape_text)
   local is_waiting = redis.call('SISMEMBER', key(c, ':waiting'), shape.index) == 1
-  if tonumber(first or -1) == tonumber(head or -1) and (is_waiting or not first) then return end
+  if first and head and tonumber(head) <= tonumber(first) and is_waiting or not first and not head then return end
   local what = 'the park begins at ' .. (first or 'nothing') .. ', told is ' .. (head or 'nothing')
   found(c, 'head', 'shape', shape_text, '', '', what, function()
     score(c, ':heads:' .. shape.index, shape_text, first)

@@ -18,8 +18,10 @@
 -- :open:<type>     set     instances that serve the type, are not closed and have a free slot
 -- :q:<instance>    stream  its queue and the ledger of its reservations: one field e = the entry
 -- :park:<shape>    zset    entry -> key; parked tasks of one shape
--- :heads:<index>   zset    shape -> key of its first parked task; index: the agent type, of critical shapes c|type
+-- :heads:<index>   zset    shape -> key of its first parked task, or an earlier one (front.lua); index: the agent type, of
+--                          critical shapes c|type
 -- :waiting         set     indexes that have heads
+-- :front           string  counts the calls that changed what is parked (front.lua)
 -- :later           zset    entry -> when it is due (backoff between attempts)
 -- :deadlines       zset    task id -> deadline, of parked tasks that have one
 -- :where           hash    task id -> place: q|bucket|via|stream id|attempt|instance|shape, p|bucket|key|attempt|shape,
@@ -57,7 +59,7 @@ local call, unpack_bytes, byte, part_of, floor
 -- Tables of a call that are made when they are first asked for: no call needs them all, and ten unused ones cost as much
 -- as a command. What is noted in one is forgotten by setting it to nil.
 local ON_DEMAND = {
-  free = true, dirty = true, inst = true, held = true, shapes = true, buckets = true, head = true, is_full = true,
+  free = true, dirty = true, inst = true, held = true, buckets = true, head = true, is_full = true,
   places = true, forget = true, done = true, born = true,
   queued = true, placed = true, forgotten = true, was = true, reindex = true,
 }
@@ -75,7 +77,7 @@ local DEMAND = {
 local names_of
 do
   local SUFFIXES = {
-    ':meta', ':applied', ':inst', ':closed', ':free', ':lease', ':report', ':waiting', ':later', ':deadlines', ':where',
+    ':meta', ':applied', ':inst', ':closed', ':free', ':lease', ':report', ':waiting', ':front', ':later', ':deadlines', ':where',
     ':unfinished', ':carried', ':done0', ':done1', ':hold', ':held', ':out', ':stats', ':q:',
   }
   local MAX_CELLS, all, count = 100, {}, 0
@@ -89,6 +91,8 @@ do
     return names
   end
 end
+
+local NONE = {} -- an empty table to start from; never written to
 
 local function begin(keys)
   if not call then
@@ -105,7 +109,8 @@ local function begin(keys)
     now = tonumber(time[1]) * 1000 + floor(usec / 1000),
     usec = usec,
     parked = 0, parked_bytes = 0, later = 0, published = 0, undo = {}, undo_size = 0,
-    meta = false, settings = false, res = false, now_text = false, offsets = false, -- what has been read
+    meta = false, settings = false, res = false, now_text = false, offsets = false, front = false, -- what has been read
+    plain = NONE, numbered = NONE, -- shapes that are known (vector.lua)
   }, DEMAND)
 end
 

@@ -49,8 +49,11 @@ local function park(c, shape, entry, id, attempt, order_key, deadline, bucket)
   c.reindex[shape.text] = shape
   undo(c, 'ZREM', name, entry)
   redis.call('ZADD', name, number(order_key), entry)
-  local added = redis.call('ZADD', shape.heads, 'LT', number(order_key), shape.text)
-  if added == 1 then redis.call('SADD', key(c, ':waiting'), shape.index) end
+  if not front.has_earlier(c, shape, order_key) then
+    local added = redis.call('ZADD', shape.heads, 'LT', number(order_key), shape.text)
+    if added == 1 then redis.call('SADD', key(c, ':waiting'), shape.index) end
+    front.put(c, shape, order_key)
+  end
   if deadline > 0 then
     undo(c, 'ZREM', key(c, ':deadlines'), id)
     redis.call('ZADD', key(c, ':deadlines'), number(deadline), id)
@@ -75,12 +78,14 @@ end
 -- Put an entry on an instance's queue. Returns its stream id.
 local function place(c, instance, f, shape, entry, id, attempt, via, bucket)
   take(c, instance, f, shape)
-  local queue, added = c.queue .. instance, c.queued
+  local queue, added, places = c.queue .. instance, c.queued, c.places
   local stream_id = call('XADD', queue, '*', 'e', entry)
-  local n = #added -- its undo, without a call: this is done for every task
+  local n = #added -- its undo, and its place, without a call: this is done for every task
   added[n + 1], added[n + 2] = queue, stream_id
-  put_place(c, id,
-    'q|' .. bucket .. '|' .. via .. '|' .. stream_id .. '|' .. text_of(attempt) .. '|' .. instance .. '|' .. shape.text)
+  n = #places
+  places[n + 1] = id
+  places[n + 2] =
+    'q|' .. bucket .. '|' .. via .. '|' .. stream_id .. '|' .. text_of(attempt) .. '|' .. instance .. '|' .. shape.text
   if f[2] == HELD then release(c, held_for(c, instance), instance) end -- it has served, or resync knows better
   return stream_id
 end
@@ -100,6 +105,7 @@ end
 -- The same after entries have left the park.
 local function refresh_head(c, shape)
   local order_key = index_head(c, shape)
+  front.put(c, shape, order_key)
   local instance = not order_key and redis.call('HGET', key(c, ':hold'), shape.text)
   if instance then release(c, shape.text, instance) end -- nothing is left to hold it for
   return order_key
@@ -153,10 +159,14 @@ local function dead(c, entry, head, reason, cause, instance)
   ended(c, head.id, 'd', instance, head.attempt, bucket_of(c, head.arrived))
 end
 
+-- Key of the first parked task of the shape; math.huge: there is none.
+local function first_key(c, shape)
+  return tonumber(call('ZRANGE', shape.park, 0, 0, 'WITHSCORES')[2] or math.huge)
+end
+
 -- Whether a parked task of the shape goes before one with this key.
 local function is_behind(c, shape, order_key)
-  local head = redis.call('ZSCORE', shape.heads, shape.text)
-  return head and tonumber(head) <= order_key
+  return first_key(c, shape) <= order_key
 end
 
 -- Some instance of the shape's open set that fits; tries a bounded number.
@@ -219,6 +229,7 @@ end
 -- undone tells where the tasks were.
 local function roll_back(c)
   local list, queued, placed = c.undo, c.queued, c.placed
+  front.drop(c)
   for i = 1, #queued, 2 do pcall(redis.call, 'XDEL', queued[i], queued[i + 1]) end
   for n = c.undo_size, 4, -4 do pcall(take_back_write, c, list[n - 3], list[n - 2], list[n - 1], list[n]) end
   for _, id in ipairs(c.forgotten) do

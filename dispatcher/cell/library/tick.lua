@@ -240,6 +240,7 @@ end
 -- Builds before 12 had the heads of critical shapes in one index with the others of their type, where nobody looks for
 -- them any more.
 local function part_heads(c)
+  front.change(c)
   local waiting = key(c, ':waiting')
   for _, index in ipairs(redis.call('SMEMBERS', waiting)) do
     for _, shape_text in ipairs(redis.call('ZRANGE', key(c, ':heads:' .. index), 0, -1)) do
@@ -326,14 +327,13 @@ local function shapes(keys, args)
   local indexes = redis.call('SMEMBERS', key(c, ':waiting'))
   table.sort(indexes)
   for _, index in ipairs(indexes) do
-    local heads = redis.call('ZRANGE', key(c, ':heads:' .. index), 0, most - 1, 'WITHSCORES')
-    for i = 1, #heads, 2 do
-      local serving = tonumber(redis.call('HGET', key(c, ':serving'), shape_of(c, heads[i]).type) or 0)
-      local park = key(c, ':park:' .. heads[i])
-      local first = redis.call('ZRANGE', park, 0, 0)[1]
+    for _, shape_text in ipairs(redis.call('ZRANGE', key(c, ':heads:' .. index), 0, most - 1)) do
+      local serving = tonumber(redis.call('HGET', key(c, ':serving'), shape_of(c, shape_text).type) or 0)
+      local park = key(c, ':park:' .. shape_text)
+      local first, order_key = unpack(redis.call('ZRANGE', park, 0, 0, 'WITHSCORES'))
       if first and #reply < 5 * most then
         local arrived = number((struct.unpack('<d', first, 21)))
-        for _, value in ipairs({ heads[i], redis.call('ZCARD', park), heads[i + 1], arrived, serving }) do
+        for _, value in ipairs({ shape_text, redis.call('ZCARD', park), order_key, arrived, serving }) do
           reply[#reply + 1] = value
         end
       end

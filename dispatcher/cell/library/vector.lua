@@ -72,7 +72,7 @@ local function resource_index(c, name, may_add)
   if not index and may_add and c.res_count < MAX_RESOURCES then
     c.res_count = c.res_count + 1
     index = c.res_count
-    c.res[name], c.numbering = index, c.numbering .. cmsgpack.pack({ name, index })
+    c.res[name], c.numbering, c.numbered = index, c.numbering .. cmsgpack.pack({ name, index }), NONE
     put(c, ':res', 'slots', 1)
     put(c, ':res', name, index)
   end
@@ -81,8 +81,8 @@ end
 
 -- What a text says, kept between calls: to read a registration or a shape costs as much as a command. read: a function of
 -- the text and the call. group: what else its result depends on, so that what is kept is never out of date. Nobody
--- changes what is in it.
-local kept
+-- changes what is in it. kept_in: all that is kept of a group.
+local kept, kept_in
 do
   local MAX_KEPT, all, count = 4000, {}, 0
   kept = function(read, text, c, group)
@@ -98,6 +98,10 @@ do
     end
     texts[text], count = found, count + 1
     return found
+  end
+
+  kept_in = function(group)
+    return all[group]
   end
 end
 
@@ -132,15 +136,16 @@ do
   end
 
   shape_of = function(c, text)
-    local shape = c.shapes[text]
+    local shape = c.numbered[text] or c.plain[text]
     if shape then return shape end
-    local group = c.root
     if next(kept(read_shape, text).units) then
       resource_index(c, 'slots', false)
-      group = c.numbering
+      shape = kept(number_shape, text, c, c.numbering)
+      c.numbered = kept_in(c.numbering)
+    else
+      shape = kept(number_shape, text, c, c.root)
+      c.plain = kept_in(c.root)
     end
-    shape = kept(number_shape, text, c, group)
-    c.shapes[text] = shape
     return shape
   end
 end
@@ -168,7 +173,10 @@ end
 local function take(c, instance, f, shape)
   local needs = shape.needs
   f[FIRST] = f[FIRST] - shape.slots
-  for i = 1, #needs, 2 do f[needs[i]] = f[needs[i]] - needs[i + 1] end
+  for i = 1, #needs, 2 do
+    local at = needs[i]
+    f[at] = f[at] - needs[i + 1]
+  end
   touch(c, instance, f)
 end
 
