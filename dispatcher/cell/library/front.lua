@@ -58,16 +58,12 @@ local function read(index)
     if row.is_stale then stale[#stale + 1], stale[#stale + 2] = number(row.key), row.text end
   end
   in_chunks('ZADD', index.heads, stale, 4000)
-  local size, flat, is_all = AT_ONCE, nil, nil
-  repeat -- of those that have the last key more may follow, so they are left out; enough must be left
-    flat = call('ZRANGE', index.heads, 0, size - 1, 'WITHSCORES')
-    is_all, size = #flat < 2 * size, 4 * size
-    index.bound = is_all and HUGE or flat[#flat] + 0
-  until is_all or flat[2 * LOOKED_AT] + 0 < index.bound
+  local flat = call('ZRANGE', index.heads, 0, AT_ONCE - 1, 'WITHSCORES')
+  index.bound = #flat < 2 * AT_ONCE and HUGE or flat[#flat] + 0
   index.rows, index.of, index.at, index.key = {}, {}, 1, false
   for i = 1, #flat, 2 do
     local row = { key = flat[i + 1] + 0, text = flat[i], is_stale = false, ahead = NONE }
-    if row.key < index.bound then index.rows[#index.rows + 1], index.of[row.text] = row, row end
+    index.rows[#index.rows + 1], index.of[row.text] = row, row
   end
   count = count + #index.rows
 end
