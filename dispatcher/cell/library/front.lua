@@ -16,7 +16,8 @@ local front = {}
 do
 
 local AT_ONCE = 64 -- heads that are read at once
-local AHEAD = 4 -- keys of a park that are read at once
+local AHEAD = 8 -- keys of a park that are read at once, with their entries
+local AHEAD_BYTES = 16384 -- fewer if they are large
 local LOOKED_AT = 32 -- of them, that one pull looks at
 local MAX_ROWS = 20000 -- after so many all is forgotten: shapes come and go
 local HUGE = 1 / 0
@@ -91,14 +92,16 @@ end
 
 -- The first task of the row that a pull looks at has this key now.
 local function move(index, row, order_key)
-  remove(index.rows, index.at)
-  row.key, row.is_stale, index.key = order_key, true, false
+  local rows, at = index.rows, index.at
+  row.key, row.is_stale = order_key, true
+  remove(rows, at)
   if order_key < index.bound then
-    insert(index.rows, row)
+    insert(rows, row)
   else
     index.of[row.text] = nil
     call('ZADD', index.heads, number(order_key), row.text)
   end
+  index.key = rows[at] and rows[at].key or false
 end
 
 -- Whether the first task of that row, which has this key, is no later than was told. If it is, the row has moved.
@@ -110,12 +113,13 @@ function front.is_first(index, row, order_key)
   return false
 end
 
--- The first task of that row has left the park. False if it was the last.
-function front.advance(index, row, park)
+-- The first task of that row, whose entry had this size, has left the park. False if it was the last.
+function front.advance(index, row, park, size)
   local ahead = row.ahead
   local n = #ahead
   if n == 0 then
-    local flat = call('ZRANGE', park, 0, AHEAD - 1, 'WITHSCORES')
+    local wanted = size * AHEAD <= AHEAD_BYTES and AHEAD or math.ceil(AHEAD_BYTES / size)
+    local flat = call('ZRANGE', park, 0, wanted - 1, 'WITHSCORES')
     n = #flat / 2
     if n == 0 then return false end
     ahead = {}

@@ -121,7 +121,9 @@ end
 
 -- An entry has left the park of its shape. deadline: its own, 0 if it has none.
 local function unparked(c, shape, entry, id, order_key, deadline)
-  undo(c, repark, shape, entry, order_key)
+  local list, n = c.undo, c.undo_size -- as `undo` does, without a call: this is done for every task that is pulled
+  list[n + 1], list[n + 2], list[n + 3], list[n + 4] = repark, shape, entry, order_key
+  c.undo_size = n + 4
   c.parked = c.parked - 1
   c.parked_bytes = c.parked_bytes - #entry
   if deadline > 0 and redis.call('ZREM', key(c, ':deadlines'), id) == 1 then

@@ -28,7 +28,7 @@ local function pop(c, instance, f, shape, index, row, via)
     return 0, 0
   end
   local placed = take_first(c, instance, f, shape, first, via)
-  if not front.advance(index, row, park) then refresh_head(c, shape) end
+  if not front.advance(index, row, park, #first[1]) then refresh_head(c, shape) end
   return placed, 1
 end
 
