@@ -1,50 +1,67 @@
 -- The front of the heads: of each index the first ones in order, kept from call to call, so that a pull neither reads the
 -- heads nor writes each that has moved on.
 --
--- It has the true keys. Those that are stored may be too early, never too late, for a front goes with the server's
--- memory. Whoever takes a shape's first task learns its true key, and puts it back if others come before (pull.lua).
+-- What is stored of a head may be too early, never too late: true keys that only a front knew go with the server's
+-- memory. So a row that was read is known only once the first key of its park has been looked up.
 --
 -- A front holds as long as nobody else changes what is parked. Each call that does counts in :front: a server that has
 -- been a replica meanwhile, or whose data went back in time, finds a count that is not its own and begins another.
 --
 -- The front of an index is { rows in order, of = rows by text, bound = all heads with earlier keys are in rows (math.huge:
 -- all heads), at = the first row that a pull may still take, key = of that row, false if not known }; a row { key, text,
--- is_stale: what is stored is earlier, ahead = keys of the tasks behind the first one, the next one last }.
+-- is_known: the key is true, is_stale: what is stored is earlier, ahead = keys of the tasks behind the first one, the next
+-- one last }. Of equal keys the earlier text is first; of those at the bound any.
 
 local front = {}
 
 do
 
 local AT_ONCE = 64 -- heads that are read at once
+local MOST = 128 -- that are kept of one index; no more are stored as too early (tick.lua, HEADS_PER_INDEX)
+local LOOKED_AT = 32 -- that one pull looks at
 local AHEAD = 8 -- keys of a park that are read at once, with their entries
 local AHEAD_BYTES = 16384 -- fewer if they are large
-local LOOKED_AT = 32 -- of them, that one pull looks at
-local MAX_ROWS = 20000 -- after so many all is forgotten: shapes come and go
+local MAX_LOOKS = 256 -- parks that are looked up in one call
+local MAX_ROWS, MAX_CELLS = 20000, 100 -- beyond that all are forgotten
 local HUGE = 1 / 0
-local fronts, count, remove = {}, 0, nil
+local fronts, rows_in_all, cells = {}, 0, 0
+local remove
+
+local function empty(found)
+  for _, index in pairs(found.indexes) do rows_in_all = rows_in_all - #index.rows end
+  found.indexes = {}
+end
+
+local function forget(root)
+  if not fronts[root] then return end
+  empty(fronts[root])
+  fronts[root], cells = nil, cells - 1
+end
 
 local function of_call(c)
   local found = c.front
   if found then return found end
-  local told = call('INCR', key(c, ':front'))
   remove = remove or table.remove
-  if count > MAX_ROWS then fronts, count = {}, 0 end
+  local told = redis.pcall('INCR', key(c, ':front')) -- whatever it is: damage must not stop the cell
   found = fronts[c.root]
-  if not found or told ~= found.told + 1 then
+  if not found or told ~= found.told + 1 or rows_in_all > MAX_ROWS then
+    forget(c.root)
+    if cells >= MAX_CELLS or rows_in_all > MAX_ROWS then fronts, rows_in_all, cells = {}, 0, 0 end
     told = 1000 * c.now + c.usec % 1000 -- in microseconds: no other front has counted from there
     call('SET', key(c, ':front'), string.format('%d', told))
     found = { indexes = {} }
-    fronts[c.root] = found
+    fronts[c.root], cells = found, cells + 1
   end
   found.told = told
   c.front = found
   return found
 end
 
-local function insert(rows, row)
+-- Behind all that come before; at `first` or later.
+local function insert(rows, row, first)
   local n, order_key, text = #rows, row.key, row.text
-  local other = rows[n]
-  while other and (order_key < other.key or order_key == other.key and text < other.text) do -- most come at the end
+  local other = rows[n] -- most come at the end
+  while n >= first and (order_key < other.key or order_key == other.key and text < other.text) do
     rows[n + 1] = other
     n = n - 1
     other = rows[n]
@@ -52,21 +69,47 @@ local function insert(rows, row)
   rows[n + 1] = row
 end
 
--- Read the first heads of an index, after what is stored of them has been made true.
-local function read(index)
+local function take_out(index, row, at)
+  remove(index.rows, at)
+  index.of[row.text] = nil
+  rows_in_all = rows_in_all - 1
+end
+
+-- Store the keys of those rows, from the first on, that are stored as too early.
+local function store(index, first)
   local stale = {}
-  for _, row in ipairs(index.rows) do
-    if row.is_stale then stale[#stale + 1], stale[#stale + 2] = number(row.key), row.text end
+  for at = first, #index.rows do
+    local row = index.rows[at]
+    if row.is_stale then
+      stale[#stale + 1], stale[#stale + 2] = number(row.key), row.text
+      row.is_stale = false
+    end
   end
   in_chunks('ZADD', index.heads, stale, 4000)
+end
+
+-- Read the first heads of an index anew.
+local function read(index)
+  store(index, 1)
   local flat = call('ZRANGE', index.heads, 0, AT_ONCE - 1, 'WITHSCORES')
-  index.bound = #flat < 2 * AT_ONCE and HUGE or flat[#flat] + 0
-  index.rows, index.of, index.at, index.key = {}, {}, 1, false
+  local of, rows = {}, {}
   for i = 1, #flat, 2 do
-    local row = { key = flat[i + 1] + 0, text = flat[i], is_stale = false, ahead = NONE }
-    index.rows[#index.rows + 1], index.of[row.text] = row, row
+    local text = flat[i]
+    local row = index.of[text] or { key = flat[i + 1] + 0, text = text, is_known = false, is_stale = false, ahead = NONE }
+    rows[#rows + 1], of[text] = row, row
   end
-  count = count + #index.rows
+  rows_in_all = rows_in_all + #rows - #index.rows
+  index.rows, index.of, index.at, index.key = rows, of, 1, false
+  index.bound = #flat < 2 * AT_ONCE and HUGE or rows[#rows].key
+end
+
+-- Keep no more than so many rows.
+local function cut(index)
+  local rows = index.rows
+  if #rows <= MOST then return end
+  store(index, AT_ONCE + 1)
+  index.bound = rows[AT_ONCE + 1].key
+  for at = #rows, AT_ONCE + 1, -1 do take_out(index, rows[at], at) end
 end
 
 -- The front of an index for one more pull.
@@ -82,35 +125,42 @@ function front.of(c, name)
   return index
 end
 
--- Key of the row that a pull looks at next; math.huge: there is none.
-function front.key_of(index)
-  if not index.rows[index.at] and index.bound < HUGE and index.at <= LOOKED_AT then read(index) end
-  local row = index.at <= LOOKED_AT and index.rows[index.at]
-  index.key = row and row.key or HUGE
-  return index.key
-end
-
--- The first task of the row that a pull looks at has this key now.
+-- The row that a pull looks at has this key.
 local function move(index, row, order_key)
   local rows, at = index.rows, index.at
   row.key, row.is_stale = order_key, true
-  remove(rows, at)
   if order_key < index.bound then
-    insert(rows, row)
+    remove(rows, at)
+    insert(rows, row, at)
   else
-    index.of[row.text] = nil
+    take_out(index, row, at)
     call('ZADD', index.heads, number(order_key), row.text)
   end
-  index.key = rows[at] and rows[at].key or false
+  row = rows[at]
+  index.key = row and row.is_known and row.key
 end
 
--- Whether the first task of that row, which has this key, is no later than was told. If it is, the row has moved.
-function front.is_first(index, row, order_key)
-  if order_key == row.key then return true end
-  row.ahead = NONE
-  if order_key < row.key then return true end
-  move(index, row, order_key)
-  return false
+-- Key of the row that a pull looks at next; math.huge: there is none.
+function front.key_of(c, index)
+  index.key = HUGE
+  while index.at <= LOOKED_AT do
+    local row = index.rows[index.at]
+    if row and row.is_known then
+      index.key = row.key
+      break
+    elseif not row then
+      if index.bound == HUGE then break end
+      read(index)
+    elseif c.looks == MAX_LOOKS then
+      break
+    else
+      c.looks, row.is_known = c.looks + 1, true
+      local order_key = call('ZRANGE', c.root .. ':park:' .. row.text, 0, 0, 'WITHSCORES')[2]
+      if order_key and order_key + 0 ~= row.key then move(index, row, order_key + 0) end
+    end
+    index.key = HUGE
+  end
+  return index.key
 end
 
 -- The first task of that row, whose entry had this size, has left the park. False if it was the last.
@@ -132,6 +182,12 @@ function front.advance(index, row, park, size)
   return true
 end
 
+-- Nothing is parked of that row.
+function front.leave(index, row)
+  take_out(index, row, index.at)
+  index.key = false
+end
+
 -- Whether a head is known that is no later.
 function front.has_earlier(c, shape, order_key)
   local index = of_call(c).indexes[shape.index]
@@ -141,35 +197,35 @@ function front.has_earlier(c, shape, order_key)
   return row.key <= order_key
 end
 
--- The head of a shape has been stored with this key, or an earlier one; nil: it has none.
+-- The head of a shape has this key, and is stored with it or an earlier one; nil: it has none.
 function front.put(c, shape, order_key)
   local index = of_call(c).indexes[shape.index]
   if not index then return end
-  local row, rows = index.of[shape.text], index.rows
   index.key = false
+  local rows, row = index.rows, index.of[shape.text]
   for at = 1, row and #rows or 0 do
     if rows[at] == row then
-      remove(rows, at)
-      index.of[shape.text] = nil
+      take_out(index, row, at)
       break
     end
   end
-  if order_key and order_key < index.bound then
-    row = row or { text = shape.text, is_stale = false }
-    row.key, row.ahead, index.of[shape.text] = order_key, NONE, row
-    insert(rows, row)
-    count = count + 1
-  end
+  if not order_key or order_key >= index.bound then return end
+  row = row or { text = shape.text, is_stale = false }
+  row.key, row.is_known, row.ahead, index.of[shape.text] = order_key, true, NONE, row
+  insert(rows, row, 1)
+  rows_in_all = rows_in_all + 1
+  cut(index)
 end
 
 -- Heads may have been changed otherwise.
 function front.change(c)
-  of_call(c).indexes = {}
+  empty(of_call(c))
 end
 
 -- A call has failed, and is taken back.
 function front.drop(c)
-  fronts[c.root], c.front = nil, nil
+  forget(c.root)
+  c.front = false
 end
 
 end

@@ -108,7 +108,7 @@ local function begin(keys)
     queue = names[':q:'], -- and the instance: the key of its queue
     now = tonumber(time[1]) * 1000 + floor(usec / 1000),
     usec = usec,
-    parked = 0, parked_bytes = 0, later = 0, published = 0, undo = {}, undo_size = 0,
+    parked = 0, parked_bytes = 0, later = 0, published = 0, looks = 0, undo = {}, undo_size = 0,
     meta = false, settings = false, res = false, now_text = false, offsets = false, front = false, -- what has been read
     plain = NONE, numbered = NONE, -- shapes that are known (vector.lua)
   }, DEMAND)

@@ -13,23 +13,18 @@ local function take_first(c, instance, f, shape, first, via)
   return 1
 end
 
--- Take the first task of the shape that the index's front is at. Returns how many came onto the instance and how many
--- left the park: none if the front took it for an earlier one.
+-- Take the first task of the shape that an index's front is at. Returns how many came onto the instance and how many left
+-- the park.
 local function pop(c, instance, f, shape, index, row, via)
-  local park = shape.park
+  local park, placed = shape.park, 0
   local first = call('ZPOPMIN', park)
-  if not first[1] then
+  local entry = first[1]
+  if entry then placed = take_first(c, instance, f, shape, first, via) end
+  if not entry or not front.advance(index, row, park, #entry) then
+    front.leave(index, row)
     refresh_head(c, shape)
-    return 0, 0
   end
-  if not front.is_first(index, row, first[2] + 0) then
-    undo(c, 'ZADD', park, first[2], first[1])
-    call('ZADD', park, first[2], first[1])
-    return 0, 0
-  end
-  local placed = take_first(c, instance, f, shape, first, via)
-  if not front.advance(index, row, park, #first[1]) then refresh_head(c, shape) end
-  return placed, 1
+  return placed, entry and 1 or 0
 end
 
 -- The fronts of an instance's types that have heads, the critical ones first, and how many those are.
@@ -46,11 +41,11 @@ local function waiting_of(c, record)
 end
 
 -- Which of the first indexes, so many, has the lowest key; nil: there are no heads.
-local function lowest_of(indexes, count)
+local function lowest_of(c, indexes, count)
   local lowest, best = math.huge, nil
   for i = 1, count do
     local index = indexes[i]
-    local order_key = index.key or front.key_of(index)
+    local order_key = index.key or front.key_of(c, index)
     if order_key < lowest then lowest, best = order_key, index end
   end
   return best
@@ -70,7 +65,7 @@ local function pull(c, instance, limit, via)
     end
     -- If nothing but headroom is left only critical tasks fit.
     local count = f[FIRST] <= f[3] and flag ~= HELD and critical or #indexes
-    local index = lowest_of(indexes, count)
+    local index = lowest_of(c, indexes, count)
     if not index then break end
     local row = index.rows[index.at]
     local shape = shape_of(c, row.text)

@@ -1,6 +1,6 @@
 -- What a dispatcher does from time to time: recall, settle, due, expire, hold, and the housekeeping of the cell itself.
 
-local HEADS_PER_INDEX = 64 -- shapes of one index whose first task is looked at in one call
+local HEADS_PER_INDEX = 128 -- shapes of one index whose first task is looked at in one call
 
 -- What the instance had not read of entries that were there min_age_ms before it reported, oldest first.
 local function unread_of(c, instance, min_age, limit)
