@@ -1,4 +1,4 @@
-"""When a worker sends the endings of its attempts: together, as long as nothing waits for what they free."""
+"""When a worker sends the endings of its attempts: those of a while together, a shorter one while others wait."""
 
 import pytest
 
@@ -45,6 +45,27 @@ async def test_an_ending_whose_capacity_is_waited_for_is_not_kept_back(monkeypat
             await stage.field.wait_for(task, "finished")
 
     assert finished(stage) == [[task.id] for task in work]
+
+
+async def test_endings_that_come_while_others_wait_go_in_one_call_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskyard.workers.keeper._BRIEFLY_S", 0.3)
+    stage = await staged(slots=2)
+    first, second, third, *parked = work = tasks(4)
+
+    async with running(stage.worker):
+        await stage.field.put(first, second, instance="i")
+        await stage.field.put(third, *parked)
+        await stage.gate.has_started(first, second)
+        stage.gate.let(first)
+        await stage.gate.has_started(third)
+        for task in (second, third):
+            stage.gate.let(task)
+            await stage.gate.has_ended(task)
+        stage.gate.let(*parked)
+        for task in work:
+            await stage.field.wait_for(task, "finished")
+
+    assert finished(stage)[:2] == [[first.id], [second.id, third.id]]
 
 
 async def test_an_instance_that_resumes_is_opened_however_many_endings_it_tells(
