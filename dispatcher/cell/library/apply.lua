@@ -112,11 +112,11 @@ local function candidates_of(c, instances)
   return names, valid
 end
 
--- The same of the shape's first parked task, asked once a call.
+-- Key of the shape's first parked task, as far as this call knows; math.huge: there is none.
 local function head_of(c, shape)
   local head = c.head[shape]
   if not head then
-    head = first_key(c, shape)
+    head = first_key(shape.park)
     c.head[shape] = head
   end
   return head

@@ -14,6 +14,11 @@
 
 local front = {}
 
+-- Key of the first task of a park; math.huge: there is none.
+local function first_key(park)
+  return tonumber(call('ZRANGE', park, 0, 0, 'WITHSCORES')[2] or math.huge)
+end
+
 do
 
 local AT_ONCE = 64 -- heads that are read at once
@@ -142,25 +147,23 @@ end
 
 -- Key of the row that a pull looks at next; math.huge: there is none.
 function front.key_of(c, index)
-  index.key = HUGE
   while index.at <= LOOKED_AT do
     local row = index.rows[index.at]
     if row and row.is_known then
       index.key = row.key
-      break
-    elseif not row then
-      if index.bound == HUGE then break end
-      read(index)
-    elseif c.looks == MAX_LOOKS then
-      break
-    else
-      c.looks, row.is_known = c.looks + 1, true
-      local order_key = call('ZRANGE', c.root .. ':park:' .. row.text, 0, 0, 'WITHSCORES')[2]
-      if order_key and order_key + 0 ~= row.key then move(index, row, order_key + 0) end
+      return row.key
     end
-    index.key = HUGE
+    if row and c.looks == MAX_LOOKS or not row and index.bound == HUGE then break end
+    if row then
+      c.looks, row.is_known = c.looks + 1, true
+      local order_key = first_key(c.root .. ':park:' .. row.text)
+      if order_key ~= row.key and order_key < HUGE then move(index, row, order_key) end
+    else
+      read(index)
+    end
   end
-  return index.key
+  index.key = HUGE
+  return HUGE
 end
 
 -- The first task of that row, whose entry had this size, has left the park. False if it was the last.

@@ -78,14 +78,12 @@ end
 -- Put an entry on an instance's queue. Returns its stream id.
 local function place(c, instance, f, shape, entry, id, attempt, via, bucket)
   take(c, instance, f, shape)
-  local queue, added, places = c.queue .. instance, c.queued, c.places
+  local queue, added = c.queue .. instance, c.queued
   local stream_id = call('XADD', queue, '*', 'e', entry)
-  local n = #added -- its undo, and its place, without a call: this is done for every task
+  local n = #added -- its undo, without a call: this is done for every task
   added[n + 1], added[n + 2] = queue, stream_id
-  n = #places
-  places[n + 1] = id
-  places[n + 2] =
-    'q|' .. bucket .. '|' .. via .. '|' .. stream_id .. '|' .. text_of(attempt) .. '|' .. instance .. '|' .. shape.text
+  put_place(c, id,
+    'q|' .. bucket .. '|' .. via .. '|' .. stream_id .. '|' .. text_of(attempt) .. '|' .. instance .. '|' .. shape.text)
   if f[2] == HELD then release(c, held_for(c, instance), instance) end -- it has served, or resync knows better
   return stream_id
 end
@@ -121,9 +119,7 @@ end
 
 -- An entry has left the park of its shape. deadline: its own, 0 if it has none.
 local function unparked(c, shape, entry, id, order_key, deadline)
-  local list, n = c.undo, c.undo_size -- as `undo` does, without a call: this is done for every task that is pulled
-  list[n + 1], list[n + 2], list[n + 3], list[n + 4] = repark, shape, entry, order_key
-  c.undo_size = n + 4
+  undo(c, repark, shape, entry, order_key)
   c.parked = c.parked - 1
   c.parked_bytes = c.parked_bytes - #entry
   if deadline > 0 and redis.call('ZREM', key(c, ':deadlines'), id) == 1 then
@@ -161,14 +157,9 @@ local function dead(c, entry, head, reason, cause, instance)
   ended(c, head.id, 'd', instance, head.attempt, bucket_of(c, head.arrived))
 end
 
--- Key of the first parked task of the shape; math.huge: there is none.
-local function first_key(c, shape)
-  return tonumber(call('ZRANGE', shape.park, 0, 0, 'WITHSCORES')[2] or math.huge)
-end
-
 -- Whether a parked task of the shape goes before one with this key.
 local function is_behind(c, shape, order_key)
-  return first_key(c, shape) <= order_key
+  return first_key(shape.park) <= order_key
 end
 
 -- Some instance of the shape's open set that fits; tries a bounded number.

@@ -173,10 +173,7 @@ end
 local function take(c, instance, f, shape)
   local needs = shape.needs
   f[FIRST] = f[FIRST] - shape.slots
-  for i = 1, #needs, 2 do
-    local at = needs[i]
-    f[at] = f[at] - needs[i + 1]
-  end
+  for i = 1, #needs, 2 do f[needs[i]] = f[needs[i]] - needs[i + 1] end
   touch(c, instance, f)
 end
 
