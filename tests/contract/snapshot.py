@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+from taskyard.dispatcher.cell.connection import Connection
 from taskyard.dispatcher.cell.contract import Delivery, Outgoing, Place
 from taskyard.schemas.entry import Entry, decode_entry
 from tests.contract.rig import Rig
@@ -28,6 +29,20 @@ async def snapshot(rig: Rig) -> dict[str, Any]:
         state[f"task {task_id}"] = _placed(await view.find(task_id))
     state["outbox"] = Counter([_outgoing(outgoing) for outgoing in await rig.cell.outbox(count=1000)])
     return state
+
+
+async def heads_told_too_late(connection: Connection) -> list[bytes]:
+    """List the parks whose heads are missing, or stored with later keys than their first tasks have."""
+    found: list[bytes] = []
+    for park in await connection.command("KEYS", f"{connection.root}:park:*"):
+        shape = park.decode().removeprefix(f"{connection.root}:park:")
+        lane, agent_type, *_ = shape.split("|")
+        index = f"c|{agent_type}" if lane == "c" else agent_type
+        told = await connection.command("ZSCORE", f"{connection.root}:heads:{index}", shape)
+        [_, first] = await connection.command("ZRANGE", park, 0, 0, "WITHSCORES")
+        if told is None or float(told) > float(first):
+            found.append(park)
+    return found
 
 
 def difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

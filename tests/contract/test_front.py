@@ -12,6 +12,7 @@ from taskyard.dispatcher.cell.contract import CellConfig, Ending
 from taskyard.schemas.errors import DependencyError
 from tests.contract.faulty import FaultyConnection
 from tests.contract.rig import Rig, redis_rig
+from tests.contract.snapshot import heads_told_too_late
 
 ONE, OTHER = "n|a|slots=1|", "n|a|slots=1,gpu=1|"
 FITTING = [f"n|a|slots=1,gpu={n}|" for n in range(120)]
@@ -36,17 +37,6 @@ async def faulty_rig(redis_url: str, cell: str) -> tuple[FaultyConnection, Rig]:
 async def forget(connection: Connection) -> None:
     """Let the server find that others have changed what is parked."""
     await connection.command("DEL", f"{connection.root}:front")
-
-
-async def too_late(connection: Connection) -> list[bytes]:
-    """List the shapes whose heads are stored with later keys than their first tasks have."""
-    heads = await connection.command("ZRANGE", f"{connection.root}:heads:a", 0, -1, "WITHSCORES")
-    found: list[bytes] = []
-    for shape, key in zip(heads[::2], heads[1::2], strict=True):
-        first = await connection.command("ZRANGE", f"{connection.root}:park:{shape.decode()}", 0, 0, "WITHSCORES")
-        if float(key) > float(first[1]):
-            found.append(shape)
-    return found
 
 
 async def pulled(rig: Rig) -> str:
@@ -166,9 +156,8 @@ async def test_what_open_moves_to_another_index_is_pulled(connection: Connection
     heads = f"{connection.root}:heads"
     await connection.command("ZREM", f"{heads}:c|a", critical)
     await forget(connection)
-    assert (
-        await pulled(rig) == "t3"
-    )  # the fronts of both indexes are kept, that of the critical ones without this shape
+    # From now on the fronts of both indexes are kept, that of the critical ones without this shape.
+    assert await pulled(rig) == "t3"
     await connection.command("ZADD", f"{heads}:a", 1, critical)
     await connection.command("HDEL", f"{connection.root}:meta", "by_lane")
     await rig.cell.open(CellConfig(headroom_permille=0))
@@ -335,5 +324,5 @@ async def test_many_shapes_leave_in_order_while_others_come(connection: Connecti
             assert waiting.pop(await pulled(rig)) == first
         if chance.random() < 0.1:
             await forget(connection)
-            assert await too_late(connection) == []
+            assert await heads_told_too_late(connection) == []
     await rig.check()

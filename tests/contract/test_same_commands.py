@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from taskyard.dispatcher.cell.connection import Connection
 from taskyard.dispatcher.cell.contract import CellConfig, Ending, Range, Registration, Report, Running
 from tests.contract.rig import PARTITION, UNENDING_MS, Rig, ids, redis_rig, twin_rig
-from tests.contract.snapshot import difference, snapshot
+from tests.contract.snapshot import difference, heads_told_too_late, snapshot
 
 CONFIG = CellConfig(
     headroom_permille=300, parked_limit=12, outbox_limit=25, retry_base_ms=0, done_limit=6, parked_age_ms=UNENDING_MS
@@ -289,6 +289,7 @@ class SameCommands(RuleBasedStateMachine):
 
     @rule()
     def lose_front(self) -> None:
+        assert self._runner.run(heads_told_too_late(self._connection)) == []
         # As after a failover: what this server knew of the parked tasks counts no more.
         self._runner.run(self._connection.command("DEL", f"{self._connection.root}:front"))
 
